@@ -1,0 +1,77 @@
+"""Images that look like solar cells, with cracks and inactive regions at chosen rates. For tests and for scale.
+
+python data/synthetic.py OUTPUT [--count 2000] [--size 300] [--crack 0.22] [--inactive 0.06] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFilter
+
+RATES = {"crack": 0.22, "inactive": 0.06}
+
+
+def draw(size: int, crack: bool, inactive: bool, rng: np.random.Generator) -> Image.Image:
+    """One cell: a bright square with busbars, grain and vignette; dark jagged lines are cracks, dark areas inactive."""
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    cell = rng.uniform(140, 190) - 35 * (x**2 + y**2) + rng.normal(0, 6, (size, size))
+    for bar in np.linspace(0, size, 5)[1:-1].astype(int):
+        cell[:, bar : bar + max(1, size // 75)] *= 0.6
+    image = Image.fromarray(cell.clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    if inactive:
+        corner, width = rng.uniform(0.05, 0.6, 2) * size, rng.uniform(0.2, 0.35, 2) * size
+        pen.rectangle([*corner, *(corner + width)], fill=int(rng.integers(15, 45)))
+    if crack:
+        point, heading = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0, 2 * np.pi)
+        for _ in range(rng.integers(6, 12)):
+            heading += rng.normal(0, 0.5)
+            step = point + size * rng.uniform(0.05, 0.1) * np.array([np.cos(heading), np.sin(heading)])
+            pen.line([*point, *step], fill=int(rng.integers(20, 60)), width=max(1, size // 75))
+            point = step
+    return image.filter(ImageFilter.GaussianBlur(size / 400))
+
+
+def generate(
+    output: Path, count: int = 2000, size: int = 300, rates: Mapping[str, float] = RATES, seed: int = 0
+) -> pd.DataFrame:
+    """Write ``images/*.png`` and ``data.csv`` (``filename;crack;inactive``); returns the table.
+
+    Each label has exactly ``round(rate * count)`` positives (independent of each other). The same seed draws the same
+    images.
+    """
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"filename": [f"images/cell{i:0{len(str(count))}}.png" for i in range(count)]})
+    for label in RATES:
+        table[label] = rng.permutation(np.arange(count) < round(rates[label] * count)).astype(int)
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    for i, row in enumerate(table.itertuples()):
+        image = draw(size, bool(row.crack), bool(row.inactive), np.random.default_rng([seed, i]))
+        image.save(output / str(row.filename), compress_level=1)
+    table.to_csv(output / "data.csv", sep=";", index=False)
+    return table
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=300, help="pixels a side")
+    parser.add_argument("--seed", type=int, default=0)
+    for label, rate in RATES.items():
+        parser.add_argument(f"--{label}", type=float, default=rate, help=f"share of images with it, default {rate}")
+    given = parser.parse_args()
+    rates = {label: getattr(given, label) for label in RATES}
+    table = generate(given.output, given.count, given.size, rates, given.seed)
+    print(f"{given.output / 'data.csv'}: {len(table)} images, {', '.join(f'{table[k].sum()} {k}' for k in RATES)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Everything that can be wrong with a recipe and its data, found before any trial starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.images import BadImage, LabelTable, bad_images_fault, read_image, read_labels
+from ovr_ray.model import size_fault, weights_fault
+from ovr_ray.recipe import Recipe
+
+
+def check(recipe: Recipe, images: bool = False) -> LabelTable:
+    """Check labels, backbones, their weights and, if asked, that every image can be decoded.
+
+    Raises
+    ------
+    BadInput
+        With all faults together.
+    """
+    faults, table = [], None
+    try:
+        table = read_labels(recipe.data, recipe.tasks)
+    except BadInput as error:
+        faults += error.faults
+    faults += _backbone_faults(recipe)
+    if images and table is not None and recipe.data.on_bad_image == "error":
+        faults += _image_faults(recipe, table)
+    if faults or table is None:
+        raise BadInput(faults)
+    return table
+
+
+def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
+    seen = set()
+    for task_name, task in recipe.tasks.items():
+        sizes = {size or recipe.data.image_size for size in task.options("image_size")}
+        for backbone in task.options("backbone"):
+            for size, weights in product(sorted(sizes), task.options("weights")):
+                fault = size_fault(backbone, size) or weights_fault(backbone, weights)
+                if fault and fault not in seen:
+                    seen.add(fault)
+                    yield replace(fault, where=f"tasks.{task_name}: {fault.where}")
+
+
+def _image_faults(recipe: Recipe, table: LabelTable) -> Iterator[Fault]:
+    def reason(filename: str) -> str | None:
+        try:
+            read_image(recipe.data.images, filename, recipe.data.color)
+        except BadImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+        reasons = dict(enumerate(pool.map(reason, table.files)))
+    bad = {row: why for row, why in reasons.items() if why}
+    if bad:
+        yield bad_images_fault(table, bad)

@@ -1,0 +1,74 @@
+"""Which Ray: the cluster that ``RAY_ADDRESS`` or a job names, else a new one on this machine alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.recipe import Recipe, Resources
+
+
+def in_job() -> bool:
+    """Whether this process was started by ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster, or start one that ends with this block; an open connection is used and left open."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+    else:  # a bare ray.init() would join whatever cluster another user left running on this machine
+        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Refuse paths that mean something else on another node, or in a job's copied folder.
+
+    Raises
+    ------
+    BadInput
+        Names the fields.
+    """
+    relative = recipe.relative_fields()
+    several = sum(node["Alive"] for node in ray.nodes()) > 1
+    if not relative or not (several or in_job()):
+        return
+    why = "this cluster has several nodes" if several else "a job runs in a copy of its folder that goes away"
+    remedy = "write an absolute path or a URI that every node sees, e.g. --set {}=/shared/…"
+    raise BadInput([Fault(field, f"is a relative path, and {why}", remedy.format(field)) for field in relative])
+
+
+def per_trial(resources: Resources) -> dict[str, float]:
+    """What one trial asks Ray for, ``auto`` settled by what the cluster has."""
+    gpu = resources.gpu
+    if gpu == "auto":
+        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return {"CPU": resources.cpu, "GPU": gpu}
+
+
+def slots(need: dict[str, float]) -> int:
+    """How many trials fit the cluster as it is now, node by node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    epsilon = 1e-6  # ten tenths of a GPU are ten trials
+    return sum(
+        min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.items() if amount) for node in nodes
+    )

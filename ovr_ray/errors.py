@@ -1,0 +1,44 @@
+"""What can go wrong, told to the person who can mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: where it is, what is wrong, what to do."""
+
+    where: str
+    problem: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}" + (f"\n    -> {self.remedy}" if self.remedy else "")
+
+
+class OvrRayError(Exception):
+    """Base of every error that is told to the user without a stack trace."""
+
+    exit_code = 1
+
+
+class BadInput(OvrRayError, ValueError):
+    """The recipe, the labels, the images or an argument are wrong; carries every fault found."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Fault | Iterable[Fault]) -> None:
+        self.faults = [faults] if isinstance(faults, Fault) else list(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class RunFailed(OvrRayError):
+    """The input was fine, the work was not done."""
+
+
+class Interrupted(OvrRayError):
+    """The user stopped the work; running it again goes on where it was."""
+
+    exit_code = 130

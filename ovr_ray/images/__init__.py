@@ -1,0 +1,23 @@
+"""From a CSV and image files to batches."""
+
+from ovr_ray.images.decoding import SUFFIXES, BadImage, decode, read_image
+from ovr_ray.images.feed import Batch, Feed, ImageSet, bad_images_fault, load_parts, pixel_statistics
+from ovr_ray.images.labels import PARTS, LabelTable, Part, read_labels, read_table
+
+__all__ = [
+    "PARTS",
+    "SUFFIXES",
+    "BadImage",
+    "Batch",
+    "Feed",
+    "ImageSet",
+    "LabelTable",
+    "Part",
+    "bad_images_fault",
+    "decode",
+    "load_parts",
+    "pixel_statistics",
+    "read_image",
+    "read_labels",
+    "read_table",
+]

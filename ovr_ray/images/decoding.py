@@ -1,0 +1,80 @@
+"""One image file -> one uint8 array; what a bad file is."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from upath import UPath
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Files that are taken for images where a folder is given."""
+
+
+class BadImage(Exception):
+    """A file that does not hold an image that can be decoded; says why."""
+
+
+def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
+    """Decode an image file.
+
+    16-bit gray is scaled to 8 bits, transparency is laid on white, EXIF orientation is applied.
+
+    Parameters
+    ----------
+    content : bytes
+        The file: PNG, JPEG, TIFF, BMP or WebP.
+    color : {"gray", "rgb"}
+        Gray is ITU-R 601 luminance.
+    size : int, optional
+        Pixels a side of the square that the image is resized to (bilinear, antialiased); None: as it is.
+
+    Returns
+    -------
+    ndarray of uint8, (1 or 3, H, W)
+
+    Raises
+    ------
+    BadImage
+        If the file is empty, truncated, not an image, or absurdly large.
+    """
+    if not content:
+        raise BadImage("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(content))
+            image.load()
+            image = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if color == "gray" else "RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image, or of an unknown format") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged files
+        raise BadImage(f"damaged: {error}") from None
+    if size and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def read_image(root: str, filename: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
+    """Read and :func:`decode` a file below ``root`` (path or URI); an unreadable file is a :class:`BadImage` too."""
+    try:
+        return decode((UPath(root) / filename).read_bytes(), color, size)
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror or error}") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return image

@@ -1,0 +1,255 @@
+"""The label table: read, check, split, positive weight."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from upath import UPath
+
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Task
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+SHOWN = 10
+"""How many offending rows or files a fault lists."""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Which image is what, and which part it belongs to.
+
+    Attributes
+    ----------
+    files : Series of str
+        Path of each image below the image root.
+    labels : DataFrame of float32, a column a task
+        1, 0, or NaN where the row does not count for the task.
+    parts : Series of str
+        train, val or test.
+    """
+
+    files: pd.Series
+    labels: pd.DataFrame
+    parts: pd.Series
+
+    def rows(self, part: Part) -> np.ndarray:
+        """Row numbers of a part, ascending (int64)."""
+        return np.flatnonzero(self.parts == part)
+
+    def pos_weight(self, task: str) -> float:
+        """Negatives / positives of the train part."""
+        train = self.labels.loc[self.parts == "train", task]
+        return float((train == 0).sum() / (train == 1).sum())
+
+    def without(self, rows: Iterable[int]) -> LabelTable:
+        """The same table in which these rows count for no task."""
+        labels = self.labels.copy()
+        labels.iloc[list(rows)] = np.nan
+        return LabelTable(self.files, labels, self.parts)
+
+    def counts(self) -> pd.DataFrame:
+        """Images and positives per task and part."""
+        by_part = self.labels.groupby(self.parts.to_numpy())
+        return pd.concat({"images": by_part.count().T, "positives": by_part.sum().astype(int).T}, axis=1)
+
+    def fingerprint(self) -> str:
+        """Changes with any filename, label or part."""
+        table = self.labels.assign(**{"\0file": self.files, "\0part": self.parts})
+        return hashlib.sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()[:16]
+
+
+def read_labels(data: Data, tasks: dict[str, Task]) -> LabelTable:
+    """Read and check a label file, and split it.
+
+    Raises
+    ------
+    BadInput
+        With every fault of the file, and of the images it names.
+    """
+    table = read_table(data.labels, data.separator)
+    columns = [task.column for task in tasks.values()]
+    _check_columns(table, data, columns)
+    labels = _numbers(table, columns)
+    faults = [*_filename_faults(table, data), *_value_faults(table, labels, data)]
+    labels.columns = pd.Index(tasks)
+    faults += [*_class_faults(labels, data), *_part_name_faults(table, data)]
+    if faults:
+        raise BadInput(faults)
+    if data.limit and data.limit < len(table):
+        labels = labels.loc[_first_of_each(labels, data.limit)]
+    table = table.loc[labels.index].reset_index(drop=True)
+    labels = labels.reset_index(drop=True)
+    if isinstance(data.split, ColumnSplit):
+        parts = table[data.split.column].str.strip()
+    else:
+        parts = split(labels, data.split, table[data.group] if data.group else None)
+    result = LabelTable(table[data.filename], labels, parts.rename("part"))
+    if faults := list(_empty_part_faults(result, data)):
+        raise BadInput(faults)
+    return result
+
+
+def read_table(path: str, separator: str) -> pd.DataFrame:
+    """A label file as text, empty cells as ""; the index is the line (CSV) or row (Parquet) number.
+
+    Raises
+    ------
+    BadInput
+        If there is no such file, or nothing in it that can be read.
+    """
+    try:
+        if path.endswith(".parquet"):
+            table = pd.read_parquet(path)
+            table = table.astype(object).where(table.notna(), "").astype(str)
+            table.index = pd.RangeIndex(1, len(table) + 1)
+        else:
+            with UPath(path).open(encoding="utf-8-sig", newline="") as file:
+                # read without a header, because pandas renames a second column of the same name
+                how = {"sep": separator, "dtype": str, "header": None, "index_col": False, "skip_blank_lines": False}
+                cells = pd.read_csv(file, keep_default_na=False, **how).fillna("")
+            cells.index = pd.RangeIndex(1, len(cells) + 1)
+            table = cells.iloc[1:].loc[(cells.iloc[1:] != "").any(axis=1)]
+            table.columns = cells.iloc[0].str.strip()
+    except FileNotFoundError:
+        raise BadInput(Fault(path, "no such file")) from None
+    except pd.errors.EmptyDataError:
+        raise BadInput(Fault(path, "the file is empty")) from None
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
+        raise BadInput(Fault(path, f"cannot be read: {error}")) from None
+    if table.empty:
+        raise BadInput(Fault(path, "has no rows"))
+    return table
+
+
+def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = None) -> pd.Series:
+    """Draw the parts, stratified on the combination of labels.
+
+    Each combination's rows (or groups) are shuffled and cut at the wanted shares; where the cut begins is drawn
+    too, so that combinations of one or two rows fall into every part in proportion, and none is an error.
+
+    Parameters
+    ----------
+    labels : DataFrame, rows x tasks
+    how : RandomSplit
+    groups : Series, optional
+        Rows with one value stay together. A group's combination is that of all its rows' positives.
+
+    Returns
+    -------
+    Series of str
+        train, val or test for every row.
+    """
+    rng = np.random.default_rng(how.seed)
+    unit = groups if groups is not None else pd.Series(labels.index, index=labels.index)
+    units = labels.fillna(-1).groupby(unit, sort=True).max()
+    units = units.assign(stratum=units.groupby(list(labels.columns), sort=True).ngroup(), size=unit.value_counts())
+    units = units.iloc[rng.permutation(len(units))]
+    by_stratum = units.groupby("stratum")["size"]
+    start = rng.random(int(units["stratum"].max()) + 1)[units["stratum"]]
+    position = (by_stratum.cumsum() - start * units["size"]) / by_stratum.transform("sum")
+    chosen = np.select([position < how.val, position < how.val + how.test], ["val", "test"], "train")
+    return unit.map(pd.Series(chosen, index=units.index))
+
+
+def _check_columns(table: pd.DataFrame, data: Data, columns: list[str]) -> None:
+    present = list(table.columns)
+    extra = [data.group] if data.group else []
+    if isinstance(data.split, ColumnSplit):
+        extra.append(data.split.column)
+    faults = []
+    for column in dict.fromkeys([data.filename, *columns, *extra]):
+        if present.count(column) > 1:
+            faults.append(Fault(data.labels, f"has column {column!r} {present.count(column)} times"))
+        elif column not in present:
+            one = f"; is data.separator {data.separator!r} right?" if len(present) == 1 else ""
+            faults.append(Fault(data.labels, f"has no column {column!r}", f"its columns: {', '.join(present)}{one}"))
+    if faults:
+        raise BadInput(faults)
+
+
+def _listed(items: Iterable[object]) -> str:
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more
+
+
+def _numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return table[columns].apply(pd.to_numeric, errors="coerce").astype("float32")
+
+
+def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
+    for column in labels.columns.unique():
+        text = table[column].str.strip()
+        wrong = text[(text != "") & ~table[column].pipe(pd.to_numeric, errors="coerce").isin([0, 1])]
+        if len(wrong):
+            cells = [f"row {row} {value!r}" for row, value in wrong.items()]
+            problem = f"{len(wrong)} values are not 0 or 1: {_listed(cells)}"
+            remedy = "write 1 for yes, 0 for no, nothing where it is not known"
+            yield Fault(f"{data.labels}, column {column!r}", problem, remedy)
+
+
+def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
+    where = f"{data.labels}, column {data.filename!r}"
+    names = table[data.filename]
+    empty = names[names.str.strip() == ""]
+    if len(empty):
+        yield Fault(where, f"{len(empty)} rows name no file: row {_listed(empty.index)}")
+    names = names.drop(empty.index)
+    twice = names[names.duplicated(keep=False)]
+    if len(twice):
+        named = [f"{name!r} (rows {_listed(rows)})" for name, rows in twice.groupby(twice).groups.items()]
+        yield Fault(where, f"{len(named)} files have more than one row: {_listed(named)}", "keep one row an image")
+    outside = names[names.map(lambda name: PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts)]
+    if len(outside):
+        remedy = f"paths are relative to data.images ({data.images})"
+        yield Fault(where, f"{len(outside)} paths leave the image folder: {_listed(outside)}", remedy)
+    root = UPath(data.images)
+    if not root.is_dir():
+        yield Fault("data.images", f"{data.images} is not a folder")
+        return
+    missing = [name for name in names.drop(outside.index) if not (root / name).is_file()]
+    if missing:
+        problem = f"{len(missing)} of {len(names)} images are missing: {_listed(missing)}"
+        yield Fault(where, problem, f"they are looked for below data.images ({data.images})")
+
+
+def _class_faults(labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
+    for task in labels.columns:
+        values = labels[task][labels[task].isin([0, 1])].unique()
+        if len(values) < 2:
+            only = f"has only {int(values[0])} in it" if len(values) else "has neither 0 nor 1 in it"
+            remedy = "a task needs images of both classes: label more images, or remove the task"
+            yield Fault(f"{data.labels}, task {task!r}", only, remedy)
+
+
+def _part_name_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
+    if isinstance(data.split, ColumnSplit):
+        parts = table[data.split.column]
+        wrong = [f"row {row} {part!r}" for row, part in parts[~parts.str.strip().isin(PARTS)].items()]
+        if wrong:
+            yield Fault(f"{data.labels}, column {data.split.column!r}", f"not train, val or test: {_listed(wrong)}")
+
+
+def _empty_part_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
+    for part in ("train", "val"):
+        labels = table.labels[table.parts == part]
+        for task in labels.columns:
+            for value, kind in ((1, "positive"), (0, "negative")):
+                if not (labels[task] == value).any():
+                    total = int((table.labels[task] == value).sum())
+                    problem = f"no {kind} image falls into the {part} part ({total} in all)"
+                    remedy = "label more of them, or change data.split (shares, seed, or a column of your own)"
+                    yield Fault(f"{data.labels}, task {task!r}", problem, remedy)
+
+
+def _first_of_each(labels: pd.DataFrame, limit: int) -> pd.Index:
+    combination = labels.fillna(-1).groupby(list(labels.columns), sort=True)
+    share = combination[labels.columns[0]].transform("size") * limit / len(labels)
+    return labels.index[combination.cumcount() < share.round().clip(lower=1)]

@@ -1,0 +1,33 @@
+"""One sub-model: network, training, metrics, checkpoints. Imports no Ray."""
+
+from ovr_ray.model.backbones import LITE, build, names, size_fault, weights_fault
+from ovr_ray.model.checkpoint import Card, forget, load_sub_model, load_training, read_card, save
+from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at, interval
+from ovr_ray.model.sub_model import SubModel, prepared
+from ovr_ray.model.training import Diverged, Trainer, choose_device, keep_pages, learning_rate
+
+__all__ = [
+    "LITE",
+    "Card",
+    "Confusion",
+    "Diverged",
+    "SubModel",
+    "Trainer",
+    "average_precision",
+    "build",
+    "choose_device",
+    "choose_threshold",
+    "f1_at",
+    "forget",
+    "interval",
+    "keep_pages",
+    "learning_rate",
+    "load_sub_model",
+    "load_training",
+    "names",
+    "prepared",
+    "read_card",
+    "save",
+    "size_fault",
+    "weights_fault",
+]

@@ -1,0 +1,72 @@
+"""One sub-model: preprocessing and a backbone with one logit, for one task."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ovr_ray.model import backbones
+
+
+class SubModel(nn.Module):
+    """Images of any size and colour -> one logit each. Scripts to TorchScript.
+
+    What training does to an image happens here, so that nothing else can do it differently.
+
+    Parameters
+    ----------
+    network : Module
+        (N, 3, S, S) -> (N, 1), from :func:`ovr_ray.model.backbones.build`.
+    stored_size, image_size : int
+        Pixels a side of the images that training read, and of those that the network sees.
+    channels : int
+        1 or 3: what training read.
+    mean, std : list of float, one a channel
+        Of the training images, in 0..1.
+    """
+
+    def __init__(
+        self, network: nn.Module, stored_size: int, image_size: int, channels: int, mean: list[float], std: list[float]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.stored_size = stored_size
+        self.image_size = image_size
+        self.channels = channels
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 (N), of images: uint8, or float in 0..1; (N, 1 or 3, H, W)."""
+        images = prepared(images, self.channels, self.stored_size)
+        if self.image_size != self.stored_size:
+            images = resized(images, self.image_size)
+        images = (images - self.mean) / self.std
+        return self.network(images.expand(-1, 3, -1, -1)).flatten().float()
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Train the head alone, or the whole network; the body of a frozen network keeps its batch statistics."""
+        self.network.requires_grad_(not frozen)
+        backbones.head(self.network).requires_grad_(True)
+        if self.training and frozen:
+            self.network.eval()
+
+
+def prepared(images: torch.Tensor, channels: int, size: int) -> torch.Tensor:
+    """As training read them: float in 0..1, (N, channels, size, size)."""
+    if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
+        raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
+    images = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
+    if images.size(1) == 1 and channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    if images.size(1) == 3 and channels == 1:  # ITU-R 601 luminance, as Pillow's "L"
+        images = 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
+    return resized(images, size)
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Square of this many pixels a side; bilinear, antialiased."""
+    if images.size(2) == size and images.size(3) == size:
+        return images
+    return F.interpolate(images, size=[size, size], mode="bilinear", align_corners=False, antialias=True)

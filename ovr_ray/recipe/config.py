@@ -1,0 +1,171 @@
+"""What one trial is trained with, and the space that a search may draw it from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    create_model,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+
+class Model(BaseModel):
+    """Base of every recipe section: unknown fields are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _starts_at_epoch_one(stages: dict[int, float]) -> dict[int, float]:
+    if 1 not in stages:
+        raise ValueError("a staged schedule needs a rate from epoch 1 on, e.g. {1: 1.0e-3, 6: 1.0e-4}")
+    return stages
+
+
+Stages = Annotated[dict[PositiveInt, PositiveFloat], AfterValidator(_starts_at_epoch_one)]
+"""First epoch of a stage -> learning rate."""
+
+
+def is_anchored(path: str) -> bool:
+    """Whether a path or URI means the same from every folder."""
+    return "://" in path or Path(path).expanduser().is_absolute()
+
+
+def absolute(path: str) -> str:
+    """The path from the root; URIs as they are."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def _file_or_name(weights: str) -> str:
+    return absolute(weights) if "/" in weights or Path(weights).suffix else weights
+
+
+Weights = Annotated[str, AfterValidator(_file_or_name)]
+"""A name of torchvision's, or the path of a file."""
+
+
+class Config(Model):
+    """One sub-model's hyperparameters. A task's ``space`` may vary any of them."""
+
+    backbone: str = "resnet18"
+    """A torchvision classification network by its torchvision name, or ``efficientnet_lite0``."""
+    weights: Weights | None = "DEFAULT"
+    """Where the backbone starts: a name of torchvision's (``DEFAULT``, ``IMAGENET1K_V1``), a state-dict file,
+    or null for random weights."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Pixels a side that the network sees; null: ``data.image_size``."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 3e-4
+    """Learning rate at the start (a staged ``schedule`` brings its own)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    batch_size: PositiveInt = 32
+    schedule: Literal["constant", "cosine"] | Stages = "cosine"
+    """``constant``, ``cosine`` (to zero at ``search.max_epochs``), or staged: first epoch of a stage -> rate."""
+    unfreeze_epoch: NonNegativeInt = 0
+    """The head alone is trained before this epoch; 0 or 1: the whole network from the start."""
+    pos_weight: Literal["balanced"] | PositiveFloat = "balanced"
+    """Weight of a positive image in the loss; balanced: negatives / positives of the train part."""
+
+
+T = TypeVar("T")
+
+
+class Choice(Model, Generic[T]):
+    """One of the listed values."""
+
+    choice: Annotated[list[T], Field(min_length=1)]
+
+    def __str__(self) -> str:
+        return f"one of {self.choice}"
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choice
+
+
+class Range(Model):
+    """Base of the domains with two ends, their only field."""
+
+    def __str__(self) -> str:
+        return f"{self.bounds[0]} to {self.bounds[1]}"
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        low, high = next(iter(self.__dict__.values()))
+        return low, high
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> Range:
+        if self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"the low end {self.bounds[0]} is not below the high end {self.bounds[1]}")
+        return self
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, int | float) and self.bounds[0] <= value <= self.bounds[1]
+
+
+class Uniform(Range, Generic[T]):
+    """A number between two ends."""
+
+    uniform: tuple[T, T]
+
+
+class LogUniform(Range, Generic[T]):
+    """A number between two positive ends, its logarithm uniform."""
+
+    loguniform: tuple[T, T]
+
+    @model_validator(mode="after")
+    def _positive(self) -> LogUniform[T]:
+        if self.bounds[0] <= 0:
+            raise ValueError(f"loguniform needs positive ends, not {self.bounds[0]}")
+        return self
+
+
+class RandInt(Range, Generic[T]):
+    """A whole number between two ends, both included."""
+
+    randint: tuple[T, T]
+
+
+Domain = Choice | Range
+_DOMAINS = ("choice", "uniform", "loguniform", "randint")
+
+
+def _domain_tag(value: Any) -> str:
+    if isinstance(value, Choice | Range):
+        return next(iter(type(value).model_fields))
+    is_domain = isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _DOMAINS
+    return str(next(iter(value))) if is_domain else "value"
+
+
+def _varied(kind: Any) -> Any:
+    """A plain value of this type, or a domain of such values."""
+    return Annotated[
+        Annotated[Choice[kind], Tag("choice")]
+        | Annotated[Uniform[kind], Tag("uniform")]
+        | Annotated[LogUniform[kind], Tag("loguniform")]
+        | Annotated[RandInt[kind], Tag("randint")]
+        | Annotated[kind, Tag("value")],
+        Discriminator(_domain_tag),
+    ]
+
+
+def _type_of(field: FieldInfo) -> Any:
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+_space_fields: dict[str, Any] = {name: (_varied(_type_of(f)), None) for name, f in Config.model_fields.items()}
+Space = create_model("Space", __base__=Model, __doc__="Fields of Config, each a value or a domain.", **_space_fields)

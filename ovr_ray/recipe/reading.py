@@ -1,0 +1,146 @@
+"""A recipe from YAML, with every fault and its path in the file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.recipe.config import Model
+from ovr_ray.recipe.sections import Recipe
+
+REFERENCE = "jobs/recipes/reference.yaml"
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file.
+    overrides : sequence of str
+        ``key.path=value`` each, the value in YAML: ``search.max_epochs=3``.
+
+    Raises
+    ------
+    BadInput
+        With every fault found, each with its path in the file.
+    """
+    source = str(path)
+    raw = _read_yaml(Path(path))
+    faults = [fault for override in overrides if (fault := _apply(raw, override))]
+    if faults:
+        raise BadInput(faults)
+    return parse(raw, source)
+
+
+def parse(raw: dict[str, Any], source: str = "recipe") -> Recipe:
+    """A recipe from plain YAML types; raises :class:`BadInput` like :func:`load`."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput([_told(details, source) for details in error.errors()]) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence; a task written twice would vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key_node.value!r} is here twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+    except OSError as error:
+        raise BadInput(
+            Fault(str(path), error.strerror or str(error), "give the path of a recipe, a YAML file")
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise BadInput(Fault(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")) from None
+    if not isinstance(raw, dict):
+        raise BadInput(Fault(str(path), "is not a recipe", f"every field: {REFERENCE}"))
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> Fault | None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        return Fault(f"--set {override}", "is not of the form key.path=value", "for example --set search.max_epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return Fault(f"--set {override}", f"{text!r} is not valid YAML")
+    *parents, last = path.split(".")
+    for key in parents:
+        if raw.get(key) is None:
+            raw[key] = {}
+        raw = raw[key]
+        if not isinstance(raw, dict):
+            return Fault(f"--set {override}", f"{key!r} is a value, not a section")
+    raw[last] = value
+    return None
+
+
+def _field_names(model: Any = Recipe) -> set[str]:
+    names = set()
+    for name, field in model.model_fields.items():
+        names.add(name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, Model):
+                names |= _field_names(kind)
+    return names
+
+
+_NOT_IN_A_FILE = (
+    "value",
+    "random",
+    "number",
+    "f1",
+    "literal[",
+    "function-",
+    "dict[",
+    "constrained-",
+    "float",
+    "int",
+    "str",
+)
+"""How names of union branches begin that pydantic puts into an error's path and no recipe has there."""
+
+
+def _path(steps: Sequence[str | int]) -> str:
+    kept: list[str] = []
+    for step in map(str, steps):
+        repeated = kept and kept[-1] == step  # a domain's tag and its only field have the same name
+        if not repeated and not step.startswith(_NOT_IN_A_FILE):
+            kept.append(step)
+    return ".".join(kept)
+
+
+def _told(error: ErrorDetails, source: str) -> Fault:
+    path = _path(error["loc"])
+    where = f"{source}: {path}" if path else source
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path.rpartition(".")[2], _field_names(), 1)
+        return Fault(where, "no such field", f"did you mean {close[0]!r}?" if close else f"every field: {REFERENCE}")
+    if error["type"] == "missing":
+        return Fault(where, "is required and missing")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    plain = isinstance(error["input"], str | int | float | bool | None)
+    return Fault(where, f"{message}, not {error['input']!r}" if plain and error["type"] != "recipe" else message)

@@ -1,0 +1,263 @@
+"""The sections of a recipe, each check beside its field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from ovr_ray.recipe.config import Choice, Config, Domain, Model, Space, absolute, is_anchored
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Becomes part of a path: letters, digits, '_', '-', '.'."""
+
+
+def _fault_at(where: tuple[str | int, ...], problem: str, value: Any) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError("recipe", "{problem}", {"problem": problem}), loc=where, input=value
+    )
+
+
+class RandomSplit(Model):
+    """Stratified on the combination of labels; what is neither val nor test is train."""
+
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    seed: NonNegativeInt = 32
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> RandomSplit:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} and test {self.test} leave no images to train on")
+        return self
+
+
+class ColumnSplit(Model):
+    """The user's own split: a column that says train, val or test."""
+
+    column: str
+
+
+def _split_tag(value: Any) -> str:
+    return "column" if isinstance(value, ColumnSplit) or (isinstance(value, dict) and "column" in value) else "random"
+
+
+class Data(Model):
+    """Labels, images and how they are split and stored."""
+
+    labels: str
+    """CSV or Parquet file (path or URI), a row an image."""
+    images: str
+    """Folder (path or URI) that ``filename`` is relative to."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = ";"
+    filename: str = "filename"
+    """Column of the image's path below ``images``."""
+    group: str | None = None
+    """Column; rows of one group never fall into two parts."""
+    split: Annotated[
+        Annotated[RandomSplit, Tag("random")] | Annotated[ColumnSplit, Tag("column")],
+        Discriminator(_split_tag),
+    ] = RandomSplit()
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
+    """Stored pixels a side; images are squashed to a square."""
+    color: Literal["gray", "rgb"] = "gray"
+    limit: PositiveInt | None = None
+    """For trying out: this many rows, the shares of the label combinations kept."""
+    on_bad_image: Literal["error", "skip"] = "error"
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return 1 if self.color == "gray" else 3
+
+
+class RecallGoal(Model):
+    """The highest threshold that still finds this share of the positives."""
+
+    recall: Annotated[float, Field(gt=0, le=1)]
+
+
+class PrecisionGoal(Model):
+    """The lowest threshold at which this share of the alarms is right."""
+
+    precision: Annotated[float, Field(gt=0, le=1)]
+
+
+def _goal_tag(value: Any) -> str:
+    for name, kind in (("recall", RecallGoal), ("precision", PrecisionGoal)):
+        if isinstance(value, kind) or (isinstance(value, dict) and name in value):
+            return name
+    return "f1" if isinstance(value, str) else "number"
+
+
+ThresholdGoal = Annotated[
+    Annotated[Literal["f1"], Tag("f1")]
+    | Annotated[RecallGoal, Tag("recall")]
+    | Annotated[PrecisionGoal, Tag("precision")]
+    | Annotated[Fraction, Tag("number")],
+    Discriminator(_goal_tag),
+]
+
+
+class Task(Model):
+    """One label: its column, its budget, its search space."""
+
+    column: str = ""
+    """Column of 0/1; empty cells do not count. Default: the task's name."""
+    trials: PositiveInt = 20
+    default: Config = Config()
+    """The first trial."""
+    space: Space = Space()  # type: ignore[valid-type]
+    threshold: ThresholdGoal = "f1"
+    """What the decision threshold maximises (f1) or holds ({recall: 0.95}, {precision: 0.9}), or a number."""
+
+    def varied(self) -> dict[str, Domain]:
+        """The fields that the search varies."""
+        return {name: value for name, value in self._given_space().items() if isinstance(value, Domain)}
+
+    def fixed(self) -> dict[str, Any]:
+        """The fields that ``space`` gives one value, or else ``default``."""
+        given = self.default.model_dump(exclude_unset=True) | self._given_space()
+        return {name: value for name, value in given.items() if name not in self.varied()}
+
+    def options(self, field: str) -> list[Any]:
+        """What a field of the config may be: all of a choice, the ends of a range, or the one value it has."""
+        domain = self.varied().get(field)
+        if domain is None:
+            return [self.fixed().get(field, getattr(self.default, field))]
+        return domain.choice if isinstance(domain, Choice) else list(domain.bounds)
+
+    def _given_space(self) -> dict[str, Any]:
+        return {name: value for name, value in self.space if name in self.space.model_fields_set}
+
+    @model_validator(mode="after")
+    def _default_lies_in_space(self) -> Task:
+        outside = []
+        for name, value in self.default.model_dump(exclude_unset=True).items():
+            domain = self.varied().get(name)
+            if domain and value not in domain:
+                outside.append(_fault_at(("default", name), f"{value!r} is outside of space.{name} ({domain})", value))
+        if outside:
+            raise ValidationError.from_exception_data("Task", outside)
+        return self
+
+
+class Augment(Model):
+    """Random changes of training images, drawn anew for every image and epoch."""
+
+    horizontal_flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.5
+
+
+class Search(Model):
+    """How every task is searched."""
+
+    metric: Literal["f1", "f1_at_half", "average_precision"] = "f1"
+    """What trials are compared by: ``val_<metric>``."""
+    searcher: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    max_epochs: PositiveInt = 30
+    grace_epochs: PositiveInt = 3
+    """ASHA stops no trial before this many epochs."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """ASHA lets 1 in this many trials go on at each rung."""
+    seed: NonNegativeInt = 0
+    max_concurrent: PositiveInt | None = None
+    """Trials at a time; null: as many as fit the cluster."""
+    time_budget: PositiveFloat | None = None
+    """Seconds of searching, over all resumptions; null: no limit."""
+    max_failures: NonNegativeInt = 3
+    """How often a trial that crashed is tried again, from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _grace_within_epochs(self) -> Search:
+        if self.grace_epochs > self.max_epochs:
+            raise ValueError(f"grace_epochs {self.grace_epochs} is more than max_epochs {self.max_epochs}")
+        return self
+
+
+class Checkpoints(Model):
+    """Which epochs of a trial are written, and how many stay."""
+
+    every: PositiveInt = 1
+    """Save every n-th epoch (the last one always)."""
+    above_f1: Fraction | None = None
+    """Save also each epoch whose validation F1 reaches this."""
+    keep: PositiveInt = 2
+    """How many of a trial's checkpoints stay: the best ones, and the latest always."""
+
+
+class Resources(Model):
+    """What one trial holds while it runs; fractions are allowed."""
+
+    cpu: PositiveFloat = 1
+    gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """auto: 1 where the cluster has GPUs, else 0."""
+
+
+class Recipe(Model):
+    """Everything that one search needs to know."""
+
+    name: Name
+    """The run folder's name below ``storage``."""
+    data: Data
+    tasks: Annotated[dict[Name, Task], Field(min_length=1)]
+    augment: Augment = Augment()
+    search: Search = Search()
+    checkpoints: Checkpoints = Checkpoints()
+    resources: Resources = Resources()
+    storage: str = "runs"
+    """Folder or URI that every node sees; the run folder is ``<storage>/<name>``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_is_named_like_its_task(cls, raw: Any) -> Any:
+        tasks = raw.get("tasks") if isinstance(raw, dict) else None
+        if not isinstance(tasks, dict):
+            return raw
+        named = {
+            name: {"column": name} | (task or {}) if task is None or isinstance(task, dict) else task
+            for name, task in tasks.items()
+        }
+        return raw | {"tasks": named}
+
+    @model_validator(mode="after")
+    def _no_task_sees_more_than_is_stored(self) -> Recipe:
+        stored, faults = self.data.image_size, []
+        for name, task in self.tasks.items():
+            too_large = [size for size in task.options("image_size") if size is not None and size > stored]
+            if too_large:
+                problem = f"asks for {too_large[0]} pixels a side, more than data.image_size ({stored}) stores"
+                faults.append(_fault_at(("tasks", name, "space", "image_size"), problem, too_large))
+        if faults:
+            raise ValidationError.from_exception_data("Recipe", faults)
+        return self
+
+    def relative_fields(self) -> list[str]:
+        """The fields whose path depends on the current folder."""
+        paths = {"data.labels": self.data.labels, "data.images": self.data.images, "storage": self.storage}
+        return [name for name, path in paths.items() if not is_anchored(path)]
+
+    def resolved(self) -> Recipe:
+        """The same with absolute paths, so that it means the same from every folder."""
+        data = self.data.model_copy(update={k: absolute(getattr(self.data, k)) for k in ("labels", "images")})
+        return self.model_copy(update={"data": data, "storage": absolute(self.storage)})
+
+    def dump(self) -> dict[str, Any]:
+        """As plain YAML types; fields that were not given appear with their defaults, spaces as given."""
+        plain = self.model_dump(mode="json")
+        for name, task in self.tasks.items():
+            plain["tasks"][name]["space"] = task.space.model_dump(mode="json", exclude_unset=True)  # type: ignore[attr-defined]
+            plain["tasks"][name]["default"] = task.default.model_dump(mode="json", exclude_unset=True)
+        return plain

@@ -1,0 +1,166 @@
+"""What a search leaves behind: ``<storage>/<name>/``, and the one place that knows its file names.
+
+All of it is plain YAML, JSON, CSV and weights. Ray Tune keeps files of its own below ``trials/``; nothing here
+reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from upath import UPath
+
+from ovr_ray import __version__
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.recipe import Recipe, parse
+
+Status = Literal["unfinished", "finished", "stopped", "diverged", "failed"]
+"""Of a trial: still to be trained; trained to the last epoch; stopped early by its scheduler; its loss was no longer a
+number; crashed more often than ``search.max_failures``."""
+
+CHANGEABLE = ("trials", "time_budget", "max_concurrent", "max_failures", "resources", "checkpoints")
+"""Recipe fields that may differ between a run and its resumption."""
+
+_MADE_WITH = "made_with"
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """``trials/<task>-<number>/``: one trial's config, epochs and checkpoints."""
+
+    path: UPath
+
+    @property
+    def name(self) -> str:
+        """``<task>-<number>``."""
+        return self.path.name
+
+    def record(self) -> dict[str, Any]:
+        """``trial.json``: task, number, config, status, reason."""
+        return json.loads((self.path / "trial.json").read_text())
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``trial.json``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "trial.json", json.dumps(record, indent=1))
+
+    def epochs(self) -> pd.DataFrame:
+        """``epochs.csv``: a row an epoch, as reported; empty before the first."""
+        file = self.path / "epochs.csv"
+        return pd.read_csv(file.open(), sep=";") if file.exists() else pd.DataFrame()
+
+    def write_epochs(self, rows: list[dict[str, Any]]) -> None:
+        """Write ``epochs.csv``."""
+        write_whole(self.path / "epochs.csv", pd.DataFrame(rows).to_csv(sep=";", index=False))
+
+    def checkpoint(self, epoch: int) -> UPath:
+        """Where the checkpoint of an epoch lies."""
+        return self.path / f"checkpoint-{epoch:04d}"
+
+    def checkpoints(self) -> list[UPath]:
+        """The checkpoints there are, by epoch; the last may not be whole."""
+        return sorted(self.path.glob("checkpoint-*"), key=lambda folder: folder.name)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder by its path."""
+
+    path: UPath
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunFolder:
+        """Where this recipe's run lies, or will lie."""
+        return cls(UPath(recipe.resolved().storage) / recipe.name)
+
+    @classmethod
+    def open(cls, path: str | Path | UPath) -> RunFolder:
+        """One that is there; raises :class:`BadInput` if it is not."""
+        run = cls(UPath(path))
+        if not (run.path / "recipe.yaml").exists():
+            raise BadInput(Fault(str(path), "is not a run folder (no recipe.yaml in it)", "ovr-ray tune makes one"))
+        return run
+
+    def file(self, name: str) -> UPath:
+        """``winners.json``, ``joint.pt``, ``metrics.json`` and so on."""
+        return self.path / name
+
+    def trial(self, task: str, number: int) -> TrialFolder:
+        """One trial's folder, there or not."""
+        return TrialFolder(self.path / "trials" / f"{task}-{number:04d}")
+
+    def trials(self) -> Iterator[TrialFolder]:
+        """All trials with a record, by name."""
+        for file in sorted((self.path / "trials").glob("*/trial.json"), key=str):
+            yield TrialFolder(file.parent)
+
+    def recipe(self) -> Recipe:
+        """As it was run, paths absolute."""
+        plain = self._read_recipe()
+        plain.pop(_MADE_WITH, None)
+        return parse(plain, str(self.file("recipe.yaml")))
+
+    def begin(self, recipe: Recipe, data_fingerprint: str, split: pd.DataFrame) -> None:
+        """Make the folder, or resume in it, if the recipe and the data are the same in all that matters.
+
+        Raises
+        ------
+        BadInput
+            If they are not; says what differs.
+        """
+        if self.file("recipe.yaml").exists():
+            self._refuse_changes(recipe, data_fingerprint)
+        self.path.mkdir(parents=True, exist_ok=True)
+        versions = {"ovr-ray": __version__} | {
+            name: version(name) for name in ("torch", "torchvision", "ray", "optuna")
+        }
+        made_with = {"data_fingerprint": data_fingerprint, "versions": versions}
+        text = yaml.safe_dump(recipe.resolved().dump() | {_MADE_WITH: made_with}, sort_keys=False, allow_unicode=True)
+        write_whole(self.file("recipe.yaml"), text)
+        write_whole(self.file("split.csv"), split.to_csv(sep=";", index=False))
+
+    def made_with(self) -> dict[str, Any]:
+        """Versions and the data's fingerprint, as the search began with them."""
+        return self._read_recipe().get(_MADE_WITH, {})
+
+    def _read_recipe(self) -> dict[str, Any]:
+        return yaml.safe_load(self.file("recipe.yaml").read_text())
+
+    def _refuse_changes(self, recipe: Recipe, data_fingerprint: str) -> None:
+        remedy = "give the recipe another name, or go back to what it was"
+        old, new = _flat(self.recipe().dump()), _flat(recipe.resolved().dump())
+        faults = [
+            Fault(key, f"was {old.get(key)!r} when run {recipe.name!r} began and is {new.get(key)!r} now", remedy)
+            for key in dict.fromkeys([*old, *new])
+            if old.get(key) != new.get(key) and not set(key.split(".")) & set(CHANGEABLE)
+        ]
+        if self.made_with().get("data_fingerprint") != data_fingerprint:
+            problem = f"the labels or their split are not those that run {recipe.name!r} began with"
+            faults.append(Fault(recipe.data.labels, problem, remedy))
+        if faults:
+            raise BadInput(faults)
+
+
+def write_whole(file: UPath, text: str) -> None:
+    """Write a file so that a reader, or a power cut, finds the old text or the new, never half of it."""
+    if isinstance(file, Path):
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    else:  # object stores put whole objects
+        file.write_text(text, encoding="utf-8")
+
+
+def _flat(plain: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(plain, dict) or not plain:
+        return {path: plain}
+    return {
+        k: v for key, value in plain.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()
+    }

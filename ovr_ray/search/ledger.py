@@ -1,0 +1,144 @@
+"""What every task has done and has still to do: one truth for the searcher, the scheduler and the live table.
+
+The ledger lives in the run folder: a trial's record is written before it starts and when it ends. A search that was
+killed is rebuilt from these records and the epochs beside them, so nothing depends on Ray's own snapshots.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from ovr_ray.recipe import Config, Recipe
+from ovr_ray.run_folder import RunFolder, Status, TrialFolder, write_whole
+
+SAVE_CLOCK_EVERY = 5.0
+"""Seconds between two writings of the search's clock."""
+
+
+@dataclass
+class Trial:
+    """One trial, as the driver knows it."""
+
+    task: str
+    number: int
+    config: Config
+    folder: TrialFolder
+    status: Status = "unfinished"
+    reason: str = ""
+    live: bool = False
+    scores: list[float] = field(default_factory=list)
+    """Of its epochs so far; an epoch that was repeated after a fault counts once."""
+
+    @property
+    def best(self) -> float | None:
+        """Its best epoch's score."""
+        return max(self.scores, default=None)
+
+    def note(self, epoch: int, score: float) -> None:
+        """An epoch's score; what was known of it and of later ones is forgotten."""
+        self.scores = [*self.scores[: epoch - 1], score]
+
+    def save(self) -> None:
+        """Write its record."""
+        record = {"task": self.task, "number": self.number, "status": self.status, "reason": self.reason}
+        self.folder.write_record(record | {"config": self.config.model_dump(mode="json")})
+
+
+class Ledger:
+    """All trials of a search.
+
+    Parameters
+    ----------
+    run : RunFolder
+    recipe : Recipe
+    tasks : collection of str
+        Those that get turns now; the others keep what they have.
+    """
+
+    def __init__(self, run: RunFolder, recipe: Recipe, tasks: Collection[str]) -> None:
+        self.recipe, self.tasks = recipe, [name for name in recipe.tasks if name in tasks]
+        self.metric = f"val_{recipe.search.metric}"
+        self._run = run
+        self._clock_file = run.file("search.json")
+        self._seconds_before = json.loads(self._clock_file.read_text())["seconds"] if self._clock_file.exists() else 0.0
+        self._start = self._clock_saved = time.monotonic()
+        self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
+        for folder in run.trials():
+            self._recall(folder)
+
+    def _recall(self, folder: TrialFolder) -> None:
+        record = folder.record()
+        config = Config.model_validate(record["config"])
+        trial = Trial(record["task"], record["number"], config, folder, record["status"], record["reason"])
+        epochs = folder.epochs()
+        trial.scores = epochs[self.metric].tolist() if len(epochs) else []
+        if trial.status == "unfinished" and len(trial.scores) >= self.recipe.search.max_epochs:
+            self.end(trial, "finished")
+        self.trials[trial.task].append(trial)
+
+    @property
+    def seconds(self) -> float:
+        """Time that this search has taken, over all its resumptions."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    def save_clock(self, at_once: bool = False) -> None:
+        """Write the search's time, if it is due."""
+        if at_once or time.monotonic() - self._clock_saved > SAVE_CLOCK_EVERY:
+            write_whole(self._clock_file, json.dumps({"seconds": round(self.seconds, 1)}))
+            self._clock_saved = time.monotonic()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time budget is spent."""
+        budget = self.recipe.search.time_budget
+        return budget is not None and self.seconds >= budget
+
+    def live(self, task: str) -> int:
+        """How many of a task's trials run now."""
+        return sum(trial.live for trial in self.trials[task])
+
+    def unstarted(self, task: str) -> Trial | None:
+        """A trial that an earlier session left unfinished, and that does not run."""
+        return next((t for t in self.trials[task] if t.status == "unfinished" and not t.live), None)
+
+    def left(self, task: str) -> int:
+        """How many of a task's trials still have to start, or to start again."""
+        done_or_live = sum(trial.live or trial.status != "unfinished" for trial in self.trials[task])
+        return max(0, self.recipe.tasks[task].trials - done_or_live)
+
+    def next_task(self) -> str | None:
+        """Whose turn it is: of the tasks with trials left, the one with the fewest running; None if none is left."""
+        waiting = [task for task in self.tasks if self.left(task)]
+        return min(waiting, key=lambda task: (self.live(task), -self.left(task)), default=None)
+
+    def begin(self, task: str, config: Config) -> Trial:
+        """A new trial, its record on disk."""
+        number = len(self.trials[task])
+        trial = Trial(task, number, config, self._run.trial(task, number))
+        trial.save()
+        self.trials[task].append(trial)
+        return trial
+
+    def end(self, trial: Trial, status: Status, reason: str = "") -> None:
+        """Record how a trial ended; ``unfinished`` leaves it to a later session."""
+        trial.status, trial.reason, trial.live = status, reason, False
+        trial.save()
+
+    def complete(self) -> bool:
+        """Whether every trial of the tasks at hand has ended."""
+        return not any(self.left(task) or self.live(task) for task in self.tasks)
+
+    def history(self) -> pd.DataFrame:
+        """Every recorded epoch of every trial, in the order in which they were reached."""
+        epochs = [
+            trial.folder.epochs().assign(task=trial.task, number=trial.number)
+            for trials in self.trials.values()
+            for trial in trials
+            if trial.scores
+        ]
+        return pd.concat(epochs).sort_values("time", kind="stable") if epochs else pd.DataFrame()

@@ -1,0 +1,124 @@
+"""The search: start, resume, follow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from functools import partial
+
+import pandas as pd
+from ray import tune as ray_tune
+from rich.console import Console
+
+from ovr_ray import cluster
+from ovr_ray.check import check
+from ovr_ray.errors import BadInput, Fault, Interrupted
+from ovr_ray.images import ImageSet, LabelTable, Part, load_parts, pixel_statistics
+from ovr_ray.recipe import Recipe
+from ovr_ray.run_folder import RunFolder
+from ovr_ray.search.ledger import Ledger
+from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
+from ovr_ray.search.progress import Progress, table_of
+from ovr_ray.search.trial import Job, train_trial
+
+
+def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = None) -> RunFolder:
+    """Search every task at once, or go on with a search that was interrupted.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    tasks : collection of str
+        Train these alone; the others keep their budget for another time. Default: all.
+    console : Console, optional
+        Where progress is shown.
+
+    Returns
+    -------
+    RunFolder
+
+    Raises
+    ------
+    BadInput
+        If the recipe, its data, or a changed recipe under an old name are wrong; nothing was trained.
+    Interrupted
+        If the search was stopped by Ctrl-C; the same call goes on with it.
+    """
+    console = console or Console()
+    unknown = [
+        Fault(f"--task {task}", "no such task", f"tasks: {', '.join(recipe.tasks)}")
+        for task in tasks
+        if task not in recipe.tasks
+    ]
+    if unknown:
+        raise BadInput(unknown)
+    table = check(recipe)
+    with cluster.connected():
+        cluster.check_paths(recipe)
+        need = cluster.per_trial(recipe.resources)
+        _check_fits(recipe, need)
+        run = RunFolder.of(recipe)
+        split = pd.DataFrame({"filename": table.files, "part": table.parts})
+        run.begin(recipe, table.fingerprint(), split)
+        ledger = Ledger(run, recipe, tasks or recipe.tasks)
+        if not ledger.complete() and not ledger.out_of_time:
+            _search(run, recipe.resolved(), table, ledger, need, console)
+        console.print(table_of(ledger))
+    if ledger.out_of_time and not ledger.complete():
+        console.print("The time budget is spent; a larger search.time_budget goes on with the rest.")
+    elif not ledger.complete():
+        raise Interrupted("stopped; run the same command again to go on where it was")
+    return run
+
+
+def _search(
+    run: RunFolder, recipe: Recipe, table: LabelTable, ledger: Ledger, need: dict[str, float], console: Console
+) -> None:
+    console.print(f"Decoding {(table.parts != 'test').sum()} images")
+    images, table = load_parts(table, recipe.data, ("train", "val"))
+    _report_skipped(images, table, console)
+    mean, std = pixel_statistics(images["train"])
+    job = Job(recipe, run, table.labels, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
+    scheduler = MultiplexScheduler(ledger)
+    searcher = MultiplexSearcher(ledger, partial(_slots, recipe.search.max_concurrent, need))
+    # without it a custom searcher has one trial waiting at a time, and an autoscaler adds nodes one by one
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(task.trials for task in recipe.tasks.values()))
+    data = {part: images[part].dataset for part in ("train", "val")}
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, **data), need),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            trial_name_creator=lambda trial: f"{trial.config['task']}-{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['task']}-{trial.config['number']:04d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name="trials",
+            storage_path=str(run.path),
+            failure_config=ray_tune.FailureConfig(max_failures=recipe.search.max_failures),
+            callbacks=[Progress(ledger, console)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ledger.save_clock(at_once=True)
+
+
+def _slots(max_concurrent: int | None, need: dict[str, float]) -> int:
+    return max_concurrent or max(1, cluster.slots(need))
+
+
+def _check_fits(recipe: Recipe, need: dict[str, float]) -> None:
+    if recipe.search.max_concurrent is None and not cluster.slots(need):
+        asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
+        remedy = "ask for less, or set search.max_concurrent where nodes are started on demand"
+        raise BadInput(Fault("resources", f"no node of this cluster has {asked}, which a trial asks for", remedy))
+
+
+def _report_skipped(images: dict[Part, ImageSet], table: LabelTable, console: Console) -> None:
+    for part, decoded in images.items():
+        for row, reason in decoded.bad.items():
+            console.print(f"skipped {table.files.iloc[row]} ({part}): {reason}", highlight=False)

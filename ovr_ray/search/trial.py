@@ -1,0 +1,115 @@
+"""What one trial runs: the only place where training meets Tune."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import ray
+import ray.data
+import torch
+from ray import tune
+
+from ovr_ray.images import Feed
+from ovr_ray.model import Card, Diverged, Trainer, choose_device, forget, keep_pages, load_training, read_card, save
+from ovr_ray.recipe import Config, Recipe
+from ovr_ray.run_folder import RunFolder
+from ovr_ray.search.multiplex import derived_seed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search share, besides the images."""
+
+    recipe: Recipe
+    run: RunFolder
+    labels: pd.DataFrame
+    pos_weights: dict[str, float]
+    mean: list[float]
+    std: list[float]
+
+
+def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: ray.data.Dataset) -> None:
+    """Train one sub-model, from its last checkpoint if it has one, and report every epoch to Tune."""
+    keep_pages()
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
+    torch.backends.cudnn.benchmark = True  # all images are of one size
+    session = _Session(config, job, choose_device(assigned.get("GPU", 0)))
+    labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
+    train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, 2 * batch_size)
+    trainer, augment = session.trainer, job.recipe.augment
+    try:
+        for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
+            session.save(metrics)
+            tune.report(metrics)
+    except Diverged as reason:
+        worst = {"epoch": trainer.epoch, f"val_{job.recipe.search.metric}": 0.0}  # searchers choke on NaN
+        tune.report(worst | {"diverged": str(reason)})
+
+
+class _Session:
+    """A trainer and what it leaves in its trial's folder."""
+
+    def __init__(self, given: dict[str, Any], job: Job, device: torch.device) -> None:
+        recipe = job.recipe
+        self.task, number = given["task"], given["number"]
+        self.config = Config(**{name: value for name, value in given.items() if name in Config.model_fields})
+        self._folder = job.run.trial(self.task, number)
+        self._checkpoints, self._metric = recipe.checkpoints, f"val_{recipe.search.metric}"
+        self._last_epoch = recipe.search.max_epochs
+        whole = {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
+        checkpoint = max(whole, key=lambda path: whole[path].epoch, default=None)
+        self._card = Card(
+            task=self.task,
+            config=self.config.model_dump(mode="json"),
+            epoch=0,
+            metrics={},
+            threshold=0.5,
+            stored_size=recipe.data.image_size,
+            image_size=self.config.image_size or recipe.data.image_size,
+            channels=recipe.data.channels,
+            mean=job.mean,
+            std=job.std,
+        )
+        seed = derived_seed(recipe.search.seed, self.task, number)
+        torch.manual_seed(seed)
+        sub_model = self._card.sub_model(weights=None if checkpoint else self.config.weights)
+        weight = self.config.pos_weight
+        self.trainer = Trainer(
+            sub_model,
+            self.config,
+            pos_weight=job.pos_weights[self.task] if weight == "balanced" else weight,
+            max_epochs=recipe.search.max_epochs,
+            device=device,
+            seed=seed,
+            goal=recipe.tasks[self.task].threshold,
+        )
+        self._rows: list[dict[str, Any]] = []
+        if checkpoint:
+            self.trainer.load_state_dict(load_training(checkpoint, sub_model))
+            before = self._folder.epochs()
+            kept = before[before["epoch"] < self.trainer.epoch] if len(before) else before
+            self._rows = [*kept.to_dict("records"), whole[checkpoint].metrics]
+
+    def save(self, metrics: dict[str, Any]) -> None:
+        """Write the epoch's checkpoint, if one is due, and its row."""
+        row = metrics | {"time": round(time.time(), 3)}
+        epoch, rule = metrics["epoch"], self._checkpoints
+        above = rule.above_f1 is not None and metrics["val_f1"] >= rule.above_f1
+        if epoch % rule.every == 0 or above or epoch == self._last_epoch:
+            card = replace(self._card, epoch=epoch, metrics=row, threshold=self.trainer.decision_threshold)
+            save(self._folder.checkpoint(epoch), card, self.trainer.sub_model, self.trainer.state_dict())
+            self._prune()
+        self._rows.append(row)
+        self._folder.write_epochs(self._rows)
+
+    def _prune(self) -> None:
+        """Keep the best checkpoints and the latest; only the latest has to know how to go on."""
+        whole = {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
+        ranked = sorted(whole, key=lambda path: whole[path].metrics[self._metric], reverse=True)
+        latest = max(whole, key=lambda path: whole[path].epoch)
+        for path in set(whole) - {latest}:
+            forget(path, weights_too=path not in ranked[: max(1, self._checkpoints.keep - 1)])
