@@ -107,6 +107,10 @@ class RunFolder:
         plain.pop(_MADE_WITH, None)
         return parse(plain, str(self.file("recipe.yaml")))
 
+    def split(self) -> pd.DataFrame:
+        """``split.csv``: filename, part."""
+        return pd.read_csv(self.file("split.csv").open(), sep=";", keep_default_na=False)
+
     def begin(self, recipe: Recipe, data_fingerprint: str, split: pd.DataFrame) -> None:
         """Make the folder, or resume in it, if the recipe and the data are the same in all that matters.
 

@@ -65,8 +65,15 @@ class LabelTable:
         return hashlib.sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()[:16]
 
 
-def read_labels(data: Data, tasks: dict[str, Task]) -> LabelTable:
+def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> LabelTable:
     """Read and check a label file, and split it.
+
+    Parameters
+    ----------
+    data : Data
+    tasks : dict of str to Task
+    split_too : bool
+        Without it all rows are test, and a task may have images of one class only.
 
     Raises
     ------
@@ -75,17 +82,20 @@ def read_labels(data: Data, tasks: dict[str, Task]) -> LabelTable:
     """
     table = read_table(data.labels, data.separator)
     columns = [task.column for task in tasks.values()]
-    _check_columns(table, data, columns)
+    _check_columns(table, data, columns, split_too)
     labels = _numbers(table, columns)
     faults = [*_filename_faults(table, data), *_value_faults(table, labels, data)]
     labels.columns = pd.Index(tasks)
-    faults += [*_class_faults(labels, data), *_part_name_faults(table, data)]
+    if split_too:
+        faults += [*_class_faults(labels, data), *_part_name_faults(table, data)]
     if faults:
         raise BadInput(faults)
     if data.limit and data.limit < len(table):
         labels = labels.loc[_first_of_each(labels, data.limit)]
     table = table.loc[labels.index].reset_index(drop=True)
     labels = labels.reset_index(drop=True)
+    if not split_too:
+        return LabelTable(table[data.filename], labels, pd.Series("test", index=table.index, name="part"))
     if isinstance(data.split, ColumnSplit):
         parts = table[data.split.column].str.strip()
     else:
@@ -112,8 +122,15 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
         else:
             with UPath(path).open(encoding="utf-8-sig", newline="") as file:
                 # read without a header, because pandas renames a second column of the same name
-                how = {"sep": separator, "dtype": str, "header": None, "index_col": False, "skip_blank_lines": False}
-                cells = pd.read_csv(file, keep_default_na=False, **how).fillna("")
+                cells = pd.read_csv(
+                    file,
+                    sep=separator,
+                    dtype=str,
+                    header=None,
+                    index_col=False,
+                    keep_default_na=False,
+                    skip_blank_lines=False,
+                ).fillna("")
             cells.index = pd.RangeIndex(1, len(cells) + 1)
             table = cells.iloc[1:].loc[(cells.iloc[1:] != "").any(axis=1)]
             table.columns = cells.iloc[0].str.strip()
@@ -158,10 +175,10 @@ def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = Non
     return unit.map(pd.Series(chosen, index=units.index))
 
 
-def _check_columns(table: pd.DataFrame, data: Data, columns: list[str]) -> None:
+def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], split_too: bool) -> None:
     present = list(table.columns)
-    extra = [data.group] if data.group else []
-    if isinstance(data.split, ColumnSplit):
+    extra = [data.group] if split_too and data.group else []
+    if split_too and isinstance(data.split, ColumnSplit):
         extra.append(data.split.column)
     faults = []
     for column in dict.fromkeys([data.filename, *columns, *extra]):

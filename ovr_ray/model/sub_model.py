@@ -26,6 +26,9 @@ class SubModel(nn.Module):
         Of the training images, in 0..1.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self, network: nn.Module, stored_size: int, image_size: int, channels: int, mean: list[float], std: list[float]
     ) -> None:

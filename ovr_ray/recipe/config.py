@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -168,4 +168,11 @@ def _type_of(field: FieldInfo) -> Any:
 
 
 _space_fields: dict[str, Any] = {name: (_varied(_type_of(f)), None) for name, f in Config.model_fields.items()}
-Space = create_model("Space", __base__=Model, __doc__="Fields of Config, each a value or a domain.", **_space_fields)
+if TYPE_CHECKING:
+
+    class Space(Model):
+        """Fields of Config, each a value or a domain."""
+else:
+    Space = create_model(
+        "Space", __base__=Model, __doc__="Fields of Config, each a value or a domain.", **_space_fields
+    )

@@ -118,7 +118,7 @@ class Task(Model):
     trials: PositiveInt = 20
     default: Config = Config()
     """The first trial."""
-    space: Space = Space()  # type: ignore[valid-type]
+    space: Space = Space()
     threshold: ThresholdGoal = "f1"
     """What the decision threshold maximises (f1) or holds ({recall: 0.95}, {precision: 0.9}), or a number."""
 
@@ -258,6 +258,6 @@ class Recipe(Model):
         """As plain YAML types; fields that were not given appear with their defaults, spaces as given."""
         plain = self.model_dump(mode="json")
         for name, task in self.tasks.items():
-            plain["tasks"][name]["space"] = task.space.model_dump(mode="json", exclude_unset=True)  # type: ignore[attr-defined]
+            plain["tasks"][name]["space"] = task.space.model_dump(mode="json", exclude_unset=True)
             plain["tasks"][name]["default"] = task.default.model_dump(mode="json", exclude_unset=True)
         return plain

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -31,15 +33,15 @@ class Progress(tune.Callback):
     def setup(self, **info: Any) -> None:
         """Open the live table, where there is a terminal to draw it on."""
         if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=2)
+            self._live = Live(overview(self._ledger), console=self._console, refresh_per_second=2)
             self._live.start()
         self._printed = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self._live:
-            self._live.update(self._table())
+            self._live.update(overview(self._ledger))
         elif time.monotonic() - self._printed > PRINT_EVERY:
-            self._console.print(self._table())
+            self._console.print(overview(self._ledger))
             self._printed = time.monotonic()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -56,34 +58,31 @@ class Progress(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its callbacks; nothing of this one is worth keeping
 
-    def _table(self) -> Table:
-        return table_of(self._ledger)
 
-
-def table_of(ledger: Ledger) -> Table:
-    """A row a task."""
-    table = Table(title=f"{ledger.recipe.name}: {ledger.seconds / 60:.1f} min", title_justify="left")
-    for column in ("task", "trials", "running", "done", "stopped early", "failed"):
+def overview(ledger: Ledger) -> RenderableType:
+    """A row a task, and below what the best trial of each was trained with."""
+    table = Table(title=f"{ledger.recipe.name}: {ledger.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("task", "trials", "running", "done", "stopped early", "failed", f"best {ledger.metric}"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    table.add_column(f"best {ledger.metric}", justify="right")
-    table.add_column("with", overflow="fold")
+    lines = []
     for task, trials in ledger.trials.items():
-        count = {status: sum(t.status == status for t in trials) for status in {t.status for t in trials}}
-        best = max((t for t in trials if t.best is not None), key=lambda t: t.best or 0, default=None)
+        count = Counter(trial.status for trial in trials)
+        best = max((trial for trial in trials if trial.scores), key=lambda trial: max(trial.scores), default=None)
         table.add_row(
             task,
             f"{len(trials)}/{ledger.recipe.tasks[task].trials}",
             str(ledger.live(task)),
-            str(count.get("finished", 0)),
-            str(count.get("stopped", 0)),
-            str(count.get("failed", 0) + count.get("diverged", 0)),
-            "" if best is None else f"{best.best:.3f}",
-            "" if best is None else f"{best.folder.name}: {told(best, ledger)}",
+            str(count["finished"]),
+            str(count["stopped"]),
+            str(count["failed"] + count["diverged"]),
+            f"{max(best.scores):.3f}" if best else "",
         )
-    return table
+        if best:
+            lines.append(f"best of {task}: {best.folder.name} ({_told(best, ledger)})")
+    return Group(table, *lines)
 
 
-def told(trial: Trial, ledger: Ledger) -> str:
+def _told(trial: Trial, ledger: Ledger) -> str:
     """What sets a trial's config apart from the others of its task."""
     varied = ledger.recipe.tasks[trial.task].varied()
     values = {name: getattr(trial.config, name) for name in sorted(varied, key=lambda n: (n not in FIRST, n))}
@@ -92,7 +91,5 @@ def told(trial: Trial, ledger: Ledger) -> str:
 
 
 def _last_line(error_file: str | None) -> str:
-    if not error_file or not Path(error_file).exists():
-        return "its worker died"
-    lines = Path(error_file).read_text().strip().splitlines()
+    lines = Path(error_file).read_text().strip().splitlines() if error_file and Path(error_file).exists() else []
     return lines[-1] if lines else "its worker died"

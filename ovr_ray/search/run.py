@@ -11,14 +11,14 @@ from ray import tune as ray_tune
 from rich.console import Console
 
 from ovr_ray import cluster
-from ovr_ray.check import check
+from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted
-from ovr_ray.images import ImageSet, LabelTable, Part, load_parts, pixel_statistics
+from ovr_ray.images import PARTS, ImageSet, LabelTable, Part, load_parts, pixel_statistics
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
-from ovr_ray.search.progress import Progress, table_of
+from ovr_ray.search.progress import Progress, overview
 from ovr_ray.search.trial import Job, train_trial
 
 
@@ -63,7 +63,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
         if not ledger.complete() and not ledger.out_of_time:
             _search(run, recipe.resolved(), table, ledger, need, console)
-        console.print(table_of(ledger))
+        console.print(overview(ledger))
     if ledger.out_of_time and not ledger.complete():
         console.print("The time budget is spent; a larger search.time_budget goes on with the rest.")
     elif not ledger.complete():
@@ -74,9 +74,10 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
 def _search(
     run: RunFolder, recipe: Recipe, table: LabelTable, ledger: Ledger, need: dict[str, float], console: Console
 ) -> None:
-    console.print(f"Decoding {(table.parts != 'test').sum()} images")
-    images, table = load_parts(table, recipe.data, ("train", "val"))
+    console.print(f"Decoding {len(table.files)} images")
+    images, table = load_parts(table, recipe.data, PARTS)  # the test part too: its bad files are told before the search
     _report_skipped(images, table, console)
+    images.pop("test")  # evaluation reads the files themselves
     mean, std = pixel_statistics(images["train"])
     job = Job(recipe, run, table.labels, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
     scheduler = MultiplexScheduler(ledger)

@@ -90,9 +90,8 @@ class _Session:
         self._rows: list[dict[str, Any]] = []
         if checkpoint:
             self.trainer.load_state_dict(load_training(checkpoint, sub_model))
-            before = self._folder.epochs()
-            kept = before[before["epoch"] < self.trainer.epoch] if len(before) else before
-            self._rows = [*kept.to_dict("records"), whole[checkpoint].metrics]
+            before = [{str(k): v for k, v in row.items()} for row in self._folder.epochs().to_dict("records")]
+            self._rows = [*(row for row in before if row["epoch"] < self.trainer.epoch), whole[checkpoint].metrics]
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's checkpoint, if one is due, and its row."""

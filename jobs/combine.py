@@ -1,0 +1,6 @@
+"""`python jobs/combine.py …` is `ovr-ray combine …`, for `ray job submit`."""
+
+from ovr_ray.cli import main
+
+if __name__ == "__main__":
+    main("combine")

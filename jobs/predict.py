@@ -1,0 +1,6 @@
+"""`python jobs/predict.py …` is `ovr-ray predict …`, for `ray job submit`."""
+
+from ovr_ray.cli import main
+
+if __name__ == "__main__":
+    main("predict")

@@ -1,0 +1,197 @@
+"""Every verb once, as a command. Heavy things are imported inside the verbs, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ovr_ray.errors import BadInput, Fault, OvrRayError
+
+if TYPE_CHECKING:
+    from ovr_ray.recipe import Recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file; every field: jobs/recipes/reference.yaml")
+]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <storage>/<name>")]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="e.g. --set search.max_epochs=3")]
+Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="this task alone (repeatable)")]
+
+
+@app.callback()
+def about() -> None:
+    """One-vs-rest image classification on Ray: a search per label, all at once, one TorchScript model at the end."""
+
+
+@app.command()
+def init(
+    labels: Annotated[
+        str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames, and of 0/1 a label")
+    ],
+    images: Annotated[str | None, typer.Option(help="what the filenames are relative to [the CSV's folder]")] = None,
+    output: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.yaml"),
+) -> None:
+    """Write a starter recipe for a label file."""
+    from ovr_ray.starter import starter_recipe
+
+    if output.exists():
+        raise BadInput(Fault(str(output), "is there already", "remove it, or give another --output"))
+    output.write_text(starter_recipe(labels, images), encoding="utf-8")
+    typer.echo(f"{output}: look it through, then: ovr-ray check {output}")
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
+    """Find everything that is wrong with a recipe, its labels and its images. Trains nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ovr_ray import verbs
+
+    labels = verbs.check(_recipe(recipe, overrides))
+    table = Table(title=f"{recipe}: {len(labels.files)} images, no fault", title_justify="left")
+    counts = labels.counts()
+    table.add_column("task")
+    for part in dict.fromkeys(counts.columns.get_level_values(1)):
+        table.add_column(f"{part}: positives", justify="right")
+    for task, row in counts.iterrows():
+        parts = [f"{row['positives'][part]:g} of {row['images'][part]:g}" for part in row["images"].index]
+        table.add_row(str(task), *parts)
+    Console().print(table)
+
+
+@app.command()
+def tune(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None:  # noqa: B006
+    """Search every task at once, or go on with a search that was interrupted."""
+    from ovr_ray import verbs
+
+    run = verbs.tune(_recipe(recipe, overrides), task)
+    typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
+
+
+@app.command()
+def combine(
+    run: RunPath,
+    pick: Annotated[
+        list[str], typer.Option(metavar="TASK=TRIAL[@EPOCH]", help="choose a winner by hand: trial or checkpoint")
+    ] = [],  # noqa: B006
+    task: Tasks = [],  # noqa: B006
+    output: Annotated[str | None, typer.Option(help="where the model goes [RUN/joint.pt]")] = None,
+) -> None:
+    """Choose every task's best checkpoint and assemble the joint TorchScript model."""
+    from ovr_ray import verbs
+
+    model = verbs.combine(run, _picks(pick), task, output)
+    _tell_winners(model.metadata)
+    typer.echo(str(model.file))
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    labels: Annotated[str | None, typer.Option(help="label file [the run's own test part]")] = None,
+    images: Annotated[str | None, typer.Option(help="what its filenames are relative to [its folder]")] = None,
+    output: Annotated[str | None, typer.Option(help="where the metrics go [metrics.json beside the model]")] = None,
+) -> None:
+    """Score a joint model on images that no trial has seen."""
+    from ovr_ray import verbs
+
+    _tell_metrics(verbs.evaluate(model, labels, images, output))
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="image files and folders")],
+    output: Annotated[Path | None, typer.Option(help=".csv or .parquet [the terminal]")] = None,
+) -> None:
+    """Write a probability and a decision for every label of every image."""
+    from ovr_ray import verbs
+
+    if output and output.suffix not in (".csv", ".parquet"):
+        raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet"))
+    table = verbs.predict(model, paths)
+    if output is None:
+        table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
+    elif output.suffix == ".csv":
+        table.to_csv(output, sep=";", index=False)
+    else:
+        table.to_parquet(output, index=False)
+    unreadable = int((table.error != "").sum())
+    if unreadable:
+        typer.echo(f"{unreadable} of {len(table)} images could not be read; column 'error' says why", err=True)
+    if output:
+        typer.echo(f"{output}: {len(table)} images", err=True)
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None:  # noqa: B006
+    """Tune, combine and evaluate."""
+    from ovr_ray import verbs
+
+    metrics = verbs.run(_recipe(recipe, overrides), task)
+    model = Path(metrics["model"])
+    _tell_metrics(metrics)
+    typer.echo(f"{model}: the joint model\n{model.parent}: trials, winners.json, metrics.json, split.csv, recipe.yaml")
+
+
+def _recipe(path: str, overrides: list[str]) -> Recipe:
+    from ovr_ray.recipe import load
+
+    return load(path, overrides)
+
+
+def _picks(picks: list[str]) -> dict[str, str]:
+    pairs = [pick.partition("=") for pick in picks]
+    if wrong := [pick for pick, (_, _, trial) in zip(picks, pairs, strict=True) if not trial]:
+        raise BadInput([Fault(f"--pick {pick}", "is not of the form TASK=TRIAL[@EPOCH]") for pick in wrong])
+    return {task: trial for task, _, trial in pairs}
+
+
+def _tell_winners(metadata: dict[str, Any]) -> None:
+    for label, threshold in zip(metadata["labels"], metadata["thresholds"], strict=True):
+        metrics = metadata["metrics"][label]
+        typer.echo(
+            f"{label}: {metadata['winners'][label]}, validation F1 {metrics['val_f1']:.3f} at threshold {threshold:.3f}"
+        )
+
+
+def _tell_metrics(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ovr_ray.results import table_of
+
+    Console().print(table_of(metrics))
+    typer.echo(metrics["file"])
+
+
+def main(verb: str | None = None) -> None:
+    """Run the command line; a job gives its verb.
+
+    Ends the process: 0 done, 1 the work failed, 2 bad input, 130 stopped by the user.
+    """
+    import click
+
+    arguments = [verb, *sys.argv[1:]] if verb else sys.argv[1:]
+    try:
+        code = app(arguments, prog_name="ovr-ray", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except OvrRayError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        typer.secho("stopped; run the same command again to go on where it was", err=True)
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

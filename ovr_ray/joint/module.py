@@ -1,0 +1,50 @@
+"""JointModel: all sub-models behind one preprocessing, with their thresholds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ovr_ray.model import SubModel, prepared
+
+
+class JointModel(nn.Module):
+    """Images of any size and colour -> a probability and a decision for every label. Scripts to TorchScript.
+
+    Parameters
+    ----------
+    labels : list of str
+        In the order of the output's columns.
+    sub_models : list of SubModel
+    thresholds : list of float
+    """
+
+    thresholds: torch.Tensor
+
+    def __init__(self, labels: list[str], sub_models: list[SubModel], thresholds: list[float]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.sub_models = nn.ModuleList(sub_models)
+        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
+        first = sub_models[0]
+        self.stored_size = first.stored_size
+        self.channels = first.channels
+        self.alike = all((m.stored_size, m.channels) == (first.stored_size, first.channels) for m in sub_models)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities, float32 (N, labels), of images: uint8, or float in 0..1; (N, 1 or 3, H, W); N may be 0."""
+        if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
+            raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
+        if images.size(0) == 0:
+            return torch.zeros([0, len(self.labels)], device=images.device)
+        if self.alike:  # decoded and resized once for all
+            images = prepared(images, self.channels, self.stored_size)
+        columns: list[torch.Tensor] = []
+        for sub_model in self.sub_models:
+            columns.append(torch.sigmoid(sub_model(images)))  # noqa: PERF401  TorchScript has no such comprehension
+        return torch.stack(columns, dim=1)
+
+    @torch.jit.export
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Decisions, bool (N, labels)."""
+        return self.forward(images) >= self.thresholds

@@ -1,0 +1,121 @@
+"""The winning checkpoint of every task, by what the checkpoints say of themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from ovr_ray.errors import BadInput, Fault, RunFailed
+from ovr_ray.model import Card, read_card
+from ovr_ray.run_folder import RunFolder, write_whole
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A task's chosen checkpoint."""
+
+    checkpoint: UPath
+    card: Card
+
+    @property
+    def trial(self) -> str:
+        """Name of the trial that it is of."""
+        return self.checkpoint.parent.name
+
+    def told(self, run: RunFolder) -> dict[str, Any]:
+        """As ``winners.json`` has it; a checkpoint within the run folder is given relative to it."""
+        inside = self.checkpoint.is_relative_to(run.path)
+        return {
+            "trial": self.trial,
+            "epoch": self.card.epoch,
+            "threshold": self.card.threshold,
+            "metrics": self.card.metrics,
+            "config": self.card.config,
+            "checkpoint": str(self.checkpoint.relative_to(run.path) if inside else self.checkpoint),
+        }
+
+
+def choose(run: RunFolder, picks: Mapping[str, str] = {}, tasks: Collection[str] = ()) -> dict[str, Winner]:
+    """The best checkpoint of every task by ``search.metric``, or the one picked by hand.
+
+    Of equal scores the one with the higher average precision wins, then the earlier epoch.
+
+    Parameters
+    ----------
+    run : RunFolder
+    picks : mapping of str to str
+        Task -> trial (``crack-0003`` or ``3``), ``TRIAL@EPOCH``, or the path of a checkpoint.
+    tasks : collection of str
+        These alone; default: all of the recipe.
+
+    Raises
+    ------
+    BadInput
+        If a pick names no task, trial or checkpoint.
+    RunFailed
+        If a task has no whole checkpoint; names the task and says why its trials failed.
+    """
+    recipe = run.recipe()
+    named = [*picks, *tasks]
+    if unknown := [name for name in named if name not in recipe.tasks]:
+        raise BadInput([Fault(repr(t), "no such task", f"tasks: {', '.join(recipe.tasks)}") for t in unknown])
+    metric = f"val_{recipe.search.metric}"
+    faults, winners, empty = [], {}, []
+    for task in [name for name in recipe.tasks if not tasks or name in tasks]:
+        candidates = _picked(run, task, picks[task]) if task in picks else _all(run, task)
+        if candidates:
+            winners[task] = max(candidates, key=lambda w: _rank(w.card, metric))
+        elif task in picks:
+            problem = f"task {task!r} has no whole checkpoint {picks[task]!r}"
+            remedy = "TRIAL, TRIAL@EPOCH or the path of a checkpoint; checkpoints lie in trials/*/checkpoint-*"
+            faults.append(Fault("--pick", problem, remedy))
+        else:
+            empty.append(_why_none(run, task))
+    if faults:
+        raise BadInput(faults)
+    if empty:
+        raise RunFailed("\n".join(empty))
+    return winners
+
+
+def write(run: RunFolder, winners: Mapping[str, Winner]) -> None:
+    """Write ``winners.json``."""
+    told = {task: winner.told(run) for task, winner in winners.items()}
+    write_whole(run.file("winners.json"), json.dumps(told, indent=1))
+
+
+def _rank(card: Card, metric: str) -> tuple[float, float, int]:
+    return card.metrics[metric], card.metrics["val_average_precision"], -card.epoch
+
+
+def _all(run: RunFolder, task: str) -> list[Winner]:
+    folders = [folder for trial in run.trials() if trial.record()["task"] == task for folder in trial.checkpoints()]
+    return _whole(folders)
+
+
+def _whole(folders: list[UPath]) -> list[Winner]:
+    return [Winner(folder, card) for folder in folders if (card := read_card(folder))]
+
+
+def _picked(run: RunFolder, task: str, pick: str) -> list[Winner]:
+    name, _, epoch = pick.partition("@")
+    trial = run.trial(task, int(name)) if name.isdigit() else None
+    if trial is None and (run.path / "trials" / name).is_dir():
+        trial = next((t for t in run.trials() if t.name == name), None)
+    if trial is not None:
+        found = _whole(trial.checkpoints())
+        return [w for w in found if w.card.task == task and (not epoch or str(w.card.epoch) == epoch.lstrip("0"))]
+    return [w for w in _whole([UPath(pick)]) if w.card.task == task]
+
+
+def _why_none(run: RunFolder, task: str) -> str:
+    records = [(trial.name, trial.record()) for trial in run.trials()]
+    ended = [
+        f"    {name}: {r['status']}{': ' * bool(r['reason'])}{r['reason']}" for name, r in records if r["task"] == task
+    ]
+    why = "\n".join(["its trials:", *ended]) if ended else "none of its trials has begun; run ovr-ray tune first"
+    return f"task {task!r} has no checkpoint to choose: {why}"

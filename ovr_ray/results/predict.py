@@ -1,0 +1,144 @@
+"""Batch prediction with a joint model, on Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import ray
+import ray.data
+import torch
+from upath import UPath
+
+from ovr_ray import cluster
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.images import SUFFIXES, BadImage, read_image
+from ovr_ray.joint import load_torchscript
+from ovr_ray.recipe import Recipe, parse
+from ovr_ray.run_folder import RunFolder
+
+BATCH = 32
+IMAGES_PER_WORKER = 128
+"""A further worker is started for so many images more, up to one a CPU or GPU."""
+
+
+class Model:
+    """A joint model's file, what it says of itself, and the run folder that it lies in, if it does.
+
+    Parameters
+    ----------
+    path : str
+        Of a ``joint.pt`` or of a run folder.
+
+    Raises
+    ------
+    BadInput
+        If there is none, or it is not a joint model.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.file = UPath(path).absolute()
+        if self.file.is_dir():
+            self.file = self.file / "joint.pt"
+            if not self.file.exists() and (self.file.parent / "recipe.yaml").exists():
+                raise BadInput(Fault(path, "this run has no joint.pt yet", f"ovr-ray combine {path}"))
+        if not self.file.exists():
+            raise BadInput(Fault(path, "no such model", "give a joint.pt, or a run folder that has one"))
+        _, self.metadata = load_torchscript(self.file.read_bytes())
+        is_run = (self.file.parent / "recipe.yaml").exists()
+        self.run = RunFolder(self.file.parent) if is_run else None
+
+    def recipe(self) -> Recipe:
+        """The one that the model was made with."""
+        return parse(self.metadata["recipe"], str(self.file))
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """Image files, folders searched through; raises :class:`BadInput` for what is not there or has no image."""
+    files, faults = [], []
+    for given in paths:
+        path = UPath(given)
+        if path.is_dir():
+            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+            files += found
+            if not found:
+                faults.append(Fault(given, "no image in this folder", f"images end in {', '.join(SUFFIXES)}"))
+        elif path.exists():
+            files.append(str(path))
+        else:
+            faults.append(Fault(given, "no such file or folder"))
+    if faults:
+        raise BadInput(faults)
+    return files
+
+
+def predict(model: Model, files: Sequence[str], root: str = "") -> pd.DataFrame:
+    """Probabilities and decisions for image files.
+
+    Parameters
+    ----------
+    model : Model
+    files : sequence of str
+        Paths or URIs, below ``root`` if it is given.
+
+    Returns
+    -------
+    DataFrame
+        A row a file, in their order: ``filename``, for every label ``<label>_probability`` (float) and ``<label>``
+        (0/1), and ``error``: why a file could not be read; its other cells are empty.
+    """
+    with cluster.connected():
+        return _predicted(model, files, root)
+
+
+def _predicted(model: Model, files: Sequence[str], root: str) -> pd.DataFrame:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    places = gpus or int(ray.cluster_resources().get("CPU", 1))
+    rows = pd.DataFrame({"row": range(len(files)), "filename": list(files)})
+    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    dataset = ray.data.from_pandas(batches).map_batches(
+        _Predictor,
+        fn_constructor_args=(str(model.file), root),
+        batch_size=BATCH,
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(places, len(files) // IMAGES_PER_WORKER))),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
+    table = dataset.to_pandas().sort_values("row", ignore_index=True).drop(columns="row")
+    return table[[*table.columns.drop("error"), "error"]]
+
+
+class _Predictor:
+    """A worker that holds the model."""
+
+    def __init__(self, file: str, root: str) -> None:
+        self._device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+        self._model, metadata = load_torchscript(UPath(file).read_bytes(), self._device)
+        self._labels, self._root = metadata["labels"], root
+        self._color: Literal["gray", "rgb"] = metadata["recipe"]["data"]["color"]
+        torch.set_num_threads(1)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pd.DataFrame:
+        images: dict[int, np.ndarray] = {}
+        table = pd.DataFrame({"row": batch["row"], "filename": batch["filename"], "error": ""})
+        for place, filename in enumerate(table.filename):
+            try:
+                images[place] = read_image(self._root, filename, self._color)
+            except BadImage as error:
+                table.loc[place, "error"] = str(error)
+        probability = np.full((len(table), len(self._labels)), np.nan, np.float32)
+        for _, places in groupby(sorted(images, key=lambda i: images[i].shape), key=lambda i: images[i].shape):
+            alike = list(places)
+            probability[alike] = self._probabilities(np.stack([images[i] for i in alike]))
+        decision = probability >= self._model.thresholds.cpu().numpy()
+        for column, label in enumerate(self._labels):
+            table[f"{label}_probability"] = probability[:, column]
+            table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(table.error == "")
+        return table
+
+    @torch.inference_mode()
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()

@@ -1,0 +1,69 @@
+"""The verbs as Python functions: what ``import ovr_ray`` gives, and what the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ovr_ray import checks, cluster, joint, results, search
+from ovr_ray.images import LabelTable
+from ovr_ray.recipe import Recipe, load
+from ovr_ray.run_folder import RunFolder
+
+Runnable = Recipe | str | Path
+"""A recipe, or the path of one."""
+
+Scorable = results.Model | RunFolder | str | Path
+"""A joint model, its file, or a run folder that has one."""
+
+
+def check(recipe: Runnable) -> LabelTable:
+    """Check a recipe, its labels, backbones and every image; see :func:`ovr_ray.checks.check`."""
+    return checks.check(_recipe(recipe), images=True)
+
+
+def tune(recipe: Runnable, tasks: Collection[str] = ()) -> RunFolder:
+    """Search every task at once, or go on with an interrupted search; see :func:`ovr_ray.search.tune`."""
+    return search.tune(_recipe(recipe), tasks)
+
+
+def combine(
+    run: RunFolder | str | Path,
+    picks: Mapping[str, str] | None = None,
+    tasks: Collection[str] = (),
+    output: str | None = None,
+) -> results.Model:
+    """Choose the winners and write the joint model; see :func:`ovr_ray.joint.combine`."""
+    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+    return results.Model(str(joint.combine(folder, picks, tasks, output)))
+
+
+def evaluate(
+    model: Scorable, labels: str | None = None, images: str | None = None, output: str | None = None
+) -> dict[str, Any]:
+    """Score a joint model and write ``metrics.json``; see :func:`ovr_ray.results.evaluate`."""
+    return results.evaluate(_model(model), labels, images, output)
+
+
+def predict(model: Scorable, paths: Sequence[str]) -> pd.DataFrame:
+    """Probabilities and decisions for image files and folders; see :func:`ovr_ray.results.predict`."""
+    return results.predict(_model(model), results.find_images(paths))
+
+
+def run(recipe: Runnable, tasks: Collection[str] = ()) -> dict[str, Any]:
+    """Tune, combine and evaluate; returns the metrics."""
+    with cluster.connected():
+        return evaluate(combine(tune(recipe, tasks), tasks=tasks))
+
+
+def _recipe(recipe: Runnable) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load(recipe)
+
+
+def _model(model: Scorable) -> results.Model:
+    if isinstance(model, results.Model):
+        return model
+    return results.Model(str(model.path if isinstance(model, RunFolder) else model))
