@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import ray.data
 import torch
+from ray.data.collate_fn import NumpyBatchCollateFn
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.decoding import BadImage, read_image
@@ -72,7 +73,7 @@ def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
     """Names all bad images, from row -> reason."""
     named = "\n".join(f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items()))
     remedy = "mend or remove them, or set data.on_bad_image: skip"
-    return Fault("data.images", f"{len(bad)} images cannot be decoded:\n{named}", remedy)
+    return Fault("data.images", f"{len(bad)} of {len(table.files)} images cannot be decoded:\n{named}", remedy)
 
 
 def pixel_statistics(images: ImageSet) -> tuple[list[float], list[float]]:
@@ -107,32 +108,38 @@ class Feed:
 
     def ordered(self) -> Iterator[Batch]:
         """Every image once, as it is, in the table's order."""
-        return self._batches(partial(_collate, labels=self.labels))
+        return self._batches(_Collate(self.labels))
 
     def shuffled(self, epoch: int, seed: int, augment: Augment) -> Iterator[Batch]:
         """Every image once, in an order and with flips that follow from the seed and the epoch alone."""
         chances = np.random.default_rng([seed, epoch]).random((len(self.labels), 2))
         flips = chances < (augment.horizontal_flip, augment.vertical_flip)
         return self._batches(
-            partial(_collate, labels=self.labels, flips=flips),
+            _Collate(self.labels, flips),
             local_shuffle_buffer_size=self._rows,
             local_shuffle_seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
         )
 
-    def _batches(self, collate: Callable[[dict[str, np.ndarray]], Batch], **how: int) -> Iterator[Batch]:
+    def _batches(self, collate: NumpyBatchCollateFn, **how: int) -> Iterator[Batch]:
         batches = self.images.iter_torch_batches(batch_size=self.batch_size, collate_fn=collate, **how)
         return iter(batches) if np.isfinite(self.labels).all() else _rebatched(batches, self.batch_size)
 
 
-def _collate(batch: dict[str, np.ndarray], labels: np.ndarray, flips: np.ndarray | None = None) -> Batch:
-    rows = batch["row"]
-    counts = np.isfinite(labels[rows])
-    rows, images = rows[counts], batch["image"][counts]  # indexing copies: blocks are shared and read-only
-    if flips is not None:
-        horizontal, vertical = flips[rows].T
-        images[horizontal] = images[horizontal, :, :, ::-1]
-        images[vertical] = images[vertical, :, ::-1]
-    return torch.from_numpy(images), torch.from_numpy(labels[rows])
+class _Collate(NumpyBatchCollateFn):
+    """Rows of blocks -> a batch: labels looked up, flips done. Several threads call it."""
+
+    def __init__(self, labels: np.ndarray, flips: np.ndarray | None = None) -> None:
+        self._labels, self._flips = labels, flips
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Batch:
+        rows = batch["row"]
+        counts = np.isfinite(self._labels[rows])
+        rows, images = rows[counts], batch["image"][counts]  # indexing copies: blocks are shared and read-only
+        if self._flips is not None:
+            horizontal, vertical = self._flips[rows].T
+            images[horizontal] = images[horizontal, :, :, ::-1]
+            images[vertical] = images[vertical, :, ::-1]
+        return torch.from_numpy(images), torch.from_numpy(self._labels[rows])
 
 
 def _rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -197,6 +197,10 @@ def _listed(items: Iterable[object]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
 def _numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table[columns].apply(pd.to_numeric, errors="coerce").astype("float32")
 
@@ -207,7 +211,7 @@ def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iter
         wrong = text[(text != "") & ~table[column].pipe(pd.to_numeric, errors="coerce").isin([0, 1])]
         if len(wrong):
             cells = [f"row {row} {value!r}" for row, value in wrong.items()]
-            problem = f"{len(wrong)} values are not 0 or 1: {_listed(cells)}"
+            problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {_listed(cells)}"
             remedy = "write 1 for yes, 0 for no, nothing where it is not known"
             yield Fault(f"{data.labels}, column {column!r}", problem, remedy)
 
@@ -217,16 +221,24 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     names = table[data.filename]
     empty = names[names.str.strip() == ""]
     if len(empty):
-        yield Fault(where, f"{len(empty)} rows name no file: row {_listed(empty.index)}")
+        yield Fault(where, f"{_counted(len(empty), 'row names', 'rows name')} no file: row {_listed(empty.index)}")
     names = names.drop(empty.index)
     twice = names[names.duplicated(keep=False)]
     if len(twice):
         named = [f"{name!r} (rows {_listed(rows)})" for name, rows in twice.groupby(twice).groups.items()]
-        yield Fault(where, f"{len(named)} files have more than one row: {_listed(named)}", "keep one row an image")
+        yield Fault(
+            where,
+            f"{_counted(len(named), 'file has', 'files have')} more than one row: {_listed(named)}",
+            "keep one row an image",
+        )
     outside = names[names.map(lambda name: PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts)]
     if len(outside):
         remedy = f"paths are relative to data.images ({data.images})"
-        yield Fault(where, f"{len(outside)} paths leave the image folder: {_listed(outside)}", remedy)
+        yield Fault(
+            where,
+            f"{_counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_listed(outside)}",
+            remedy,
+        )
     root = UPath(data.images)
     if not root.is_dir():
         yield Fault("data.images", f"{data.images} is not a folder")

@@ -19,13 +19,11 @@ class JointModel(nn.Module):
     thresholds : list of float
     """
 
-    thresholds: torch.Tensor
-
     def __init__(self, labels: list[str], sub_models: list[SubModel], thresholds: list[float]) -> None:
         super().__init__()
         self.labels = labels
         self.sub_models = nn.ModuleList(sub_models)
-        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
+        self.thresholds = nn.Buffer(torch.tensor(thresholds, dtype=torch.float32))
         first = sub_models[0]
         self.stored_size = first.stored_size
         self.channels = first.channels

@@ -26,9 +26,6 @@ class SubModel(nn.Module):
         Of the training images, in 0..1.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(
         self, network: nn.Module, stored_size: int, image_size: int, channels: int, mean: list[float], std: list[float]
     ) -> None:
@@ -37,8 +34,8 @@ class SubModel(nn.Module):
         self.stored_size = stored_size
         self.image_size = image_size
         self.channels = channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(mean).view(1, -1, 1, 1))
+        self.std = nn.Buffer(torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, float32 (N), of images: uint8, or float in 0..1; (N, 1 or 3, H, W)."""

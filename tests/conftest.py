@@ -1,0 +1,91 @@
+"""Tiny real things that tests share: cells drawn by the generator, a recipe, a Ray of our own, one finished search."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.synthetic import generate
+from ovr_ray.recipe import Recipe, parse
+from ovr_ray.run_folder import RunFolder
+
+BACKBONE = "shufflenet_v2_x0_5"
+"""The smallest network of torchvision's."""
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  what other people's code draws from
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data.csv`` (filename;crack;inactive) and 80 images of 40 pixels."""
+    folder = tmp_path_factory.mktemp("cells")
+    generate(folder, count=80, size=40, rates={"crack": 0.4, "inactive": 0.25})
+    return folder
+
+
+def plain_recipe(cells: Path, storage: Path, **sections: Any) -> dict[str, Any]:
+    """A recipe as plain YAML types; sections are merged into it."""
+    task = {
+        "trials": 3,
+        "default": {"backbone": BACKBONE, "weights": None, "lr": 1e-3, "batch_size": 16},
+        "space": {"lr": {"loguniform": [1e-4, 1e-2]}, "unfreeze_epoch": {"choice": [0, 2]}},
+    }
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"labels": str(cells / "data.csv"), "images": str(cells), "image_size": SIZE},
+        "tasks": {"crack": task, "inactive": task},
+        "search": {"max_epochs": 3, "grace_epochs": 1, "reduction": 2},
+        "storage": str(storage),
+    }
+    for name, section in sections.items():
+        recipe[name] = recipe.get(name, {}) | section if isinstance(section, dict) and name != "tasks" else section
+    return recipe
+
+
+@pytest.fixture
+def make_recipe(cells: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A tiny recipe on the cells, some sections changed: ``make_recipe(search={"max_epochs": 1})``."""
+    return lambda **sections: parse(plain_recipe(cells, tmp_path, **sections))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of our own: two CPUs, and two GPUs that are declared only."""
+    import ray
+
+    # sockets below a path of pytest's would be longer than the 107 bytes that Linux allows
+    with tempfile.TemporaryDirectory(prefix="ovr-") as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=200_000_000,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished(cells: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
+    """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``."""
+    import ovr_ray
+
+    recipe = parse(plain_recipe(cells, tmp_path_factory.mktemp("runs")))
+    ovr_ray.run(recipe)
+    return RunFolder.of(recipe)

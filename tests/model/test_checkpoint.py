@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from upath import UPath
+
+from ovr_ray.model import Card, forget, load_sub_model, load_training, read_card, save
+from ovr_ray.recipe import Config
+from tests.conftest import BACKBONE
+
+CARD = Card(
+    task="crack",
+    config=Config(backbone=BACKBONE, weights=None).model_dump(mode="json"),
+    epoch=3,
+    metrics={"val_f1": 0.5},
+    threshold=0.4,
+    stored_size=32,
+    image_size=32,
+    channels=1,
+    mean=[0.5],
+    std=[0.2],
+)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
+    """On disk, and in an object store."""
+    return UPath(tmp_path / "c") if request.param == "folder" else UPath("memory://checkpoint-test/c")
+
+
+def test_what_is_saved_is_loaded(folder: UPath) -> None:
+    sub_model = CARD.sub_model().eval()
+    save(folder, CARD, sub_model, {"epoch": 3, "optimizer": {}})
+    card = read_card(folder)
+    assert card
+    assert (card.task, card.epoch, card.threshold, card.config) == ("crack", 3, 0.4, CARD.config)
+    images = torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(load_sub_model(folder, card)(images), sub_model(images))
+    assert load_training(folder, CARD.sub_model()) == {"epoch": 3, "optimizer": {}}
+    forget(folder, weights_too=False)
+    assert read_card(folder)
+    forget(folder, weights_too=True)
+    assert read_card(folder) is None
+
+
+@pytest.mark.parametrize("damage", ["no json", "half a json", "half the weights", "no weights"])
+def test_a_half_written_checkpoint_is_none(damage: str, tmp_path: Path) -> None:
+    folder = UPath(tmp_path / "c")
+    save(folder, CARD, CARD.sub_model(), {})
+    json, weights = folder / "sub_model.json", folder / "weights.pt"
+    if damage == "no json":
+        json.unlink()
+    elif damage == "half a json":
+        json.write_text(json.read_text()[:50])
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        weights.unlink()
+    assert read_card(folder) is None

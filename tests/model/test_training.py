@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, learning_rate
+from ovr_ray.recipe import Config
+from tests.conftest import BACKBONE
+
+CPU = torch.device("cpu")
+METRICS = {
+    *("epoch", "train_loss", "val_loss", "val_f1", "threshold", "val_f1_at_half", "val_average_precision"),
+    *("images_per_s", "lr"),
+    *(f"{part}_{count}" for part in ("train", "val") for count in ("tn", "fp", "fn", "tp")),
+}
+
+
+def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Dark images are negative, bright ones positive."""
+    generator = torch.Generator().manual_seed(epoch)
+    for _ in range(4):
+        labels = (torch.arange(16) % 4 == 0).float()
+        images = torch.randint(0, 100, (16, 1, 32, 32), generator=generator) + 120 * labels.view(-1, 1, 1, 1).long()
+        yield images.to(torch.uint8), labels
+
+
+def trainer(max_epochs: int = 4, pos_weight: float = 3.0, **config: Any) -> Trainer:
+    torch.manual_seed(0)
+    sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])
+    given = Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3} | config)
+    return Trainer(sub_model, given, pos_weight=pos_weight, max_epochs=max_epochs, device=CPU, seed=5)
+
+
+def run(given: Trainer) -> list[dict[str, Any]]:
+    return list(given.epochs(batches, lambda: batches(99)))
+
+
+def test_it_learns_and_reports_every_metric_each_epoch() -> None:
+    epochs = run(trainer(max_epochs=12))
+    assert [row["epoch"] for row in epochs] == list(range(1, 13))
+    assert set(epochs[0]) == METRICS
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+    assert epochs[-1]["val_average_precision"] > 0.9
+    assert sum(epochs[0][f"val_{count}"] for count in ("tn", "fp", "fn", "tp")) == 64
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_going_on_from_a_saved_state_is_as_if_never_interrupted(optimizer: str) -> None:
+    undisturbed = run(trainer(optimizer=optimizer))
+    first = trainer(optimizer=optimizer)
+    epochs = first.epochs(batches, lambda: batches(99))
+    before = [next(epochs), next(epochs)]
+    state, weights = first.state_dict(), first.sub_model.state_dict()
+    second = trainer(optimizer=optimizer)
+    second.sub_model.load_state_dict(weights)
+    second.load_state_dict(state)
+    torch.manual_seed(1234)  # a new process draws other numbers
+    losses = [row["train_loss"] for row in [*before, *run(second)]]
+    assert losses == pytest.approx([row["train_loss"] for row in undisturbed], abs=1e-6)
+
+
+def test_the_body_is_trained_from_its_epoch_on() -> None:
+    given = trainer(unfreeze_epoch=3)
+    first_layer = next(given.sub_model.network.parameters())
+    values = [first_layer.detach().clone() for _ in given.epochs(batches, lambda: batches(99))]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[1], values[2])
+
+
+def test_a_loss_that_is_no_number_ends_training() -> None:
+    with pytest.raises(Diverged, match="epoch 1"):
+        run(trainer(lr=1e38, optimizer="sgd", schedule="constant"))
+
+
+def test_the_positive_weight_scales_what_positives_cost() -> None:
+    logits, labels = torch.zeros(4), torch.tensor([1.0, 0, 0, 0])
+    plain, weighted = trainer(pos_weight=1.0).loss(logits, labels), trainer(pos_weight=3.0).loss(logits, labels)
+    assert weighted / plain == pytest.approx(6 / 4)
+
+
+def test_schedules() -> None:
+    staged = Config(schedule={1: 1e-3, 6: 1e-4, 21: 1e-5})
+    assert [learning_rate(staged, epoch, 30) for epoch in (1, 5, 6, 20, 21, 30)] == [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    assert {learning_rate(Config(schedule="constant", lr=0.1), epoch, 9) for epoch in range(1, 10)} == {0.1}
+    cosine = [learning_rate(Config(lr=0.1), epoch, 10) for epoch in range(1, 11)]
+    assert cosine[0] == 0.1
+    assert cosine == sorted(cosine, reverse=True)
+    assert 0 < cosine[-1] < 0.01
+
+
+def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(gpus_assigned=0.5).type == "cuda"
+    assert choose_device(gpus_assigned=0).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(gpus_assigned=1).type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(gpus_assigned=0).type == "mps"

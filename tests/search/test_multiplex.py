@@ -1,0 +1,240 @@
+"""The searcher and the scheduler driven by hand, as Tune would, without a cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from ovr_ray.recipe import Recipe
+from ovr_ray.run_folder import RunFolder
+from ovr_ray.search.ledger import Ledger
+from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
+
+Make = Callable[..., Recipe]
+
+
+class Driver:
+    """Tune's part: asks for trials, reports epochs, ends trials. Writes the epochs that a trial would write."""
+
+    def __init__(self, recipe: Recipe, slots: int = 4, tasks: tuple[str, ...] = ()) -> None:
+        self.run = RunFolder.of(recipe)
+        self.run.begin(recipe, "fingerprint", pd.DataFrame({"filename": [], "part": []}))
+        self.ledger = Ledger(self.run, recipe, tasks or tuple(recipe.tasks))
+        self.scheduler = MultiplexScheduler(self.ledger)
+        self.searcher = MultiplexSearcher(self.ledger, lambda: slots)
+        self.live: dict[str, dict[str, Any]] = {}
+        self._ids = 0
+
+    def fill(self) -> Any:
+        """Start trials until there is no slot or no trial left; returns the searcher's last answer."""
+        while True:
+            self._ids += 1
+            config = self.searcher.suggest(f"id{self._ids}")
+            if not isinstance(config, dict):
+                return config
+            self.live[f"id{self._ids}"] = config
+            self.scheduler.on_trial_add(None, SimpleNamespace(config=config))
+
+    def epoch(self, trial_id: str, score: float) -> str:
+        """One more epoch of a trial; what the scheduler decides is done."""
+        config = self.live[trial_id]
+        folder = self.run.trial(config["task"], config["number"])
+        rows = folder.epochs().to_dict("records")
+        self._ids += 1
+        row = {"epoch": len(rows) + 1, "val_f1": score, "time": float(self._ids)}
+        folder.write_epochs([*rows, row])  # type: ignore[list-item]
+        decision = self.scheduler.on_trial_result(None, SimpleNamespace(config=config), row)
+        if decision == TrialScheduler.STOP:
+            self.searcher.on_trial_complete(trial_id, row)
+            del self.live[trial_id]
+        else:
+            self.searcher.on_trial_result(trial_id, row)
+        return decision
+
+    def finish(self, trial_id: str, score: float = 0.5) -> None:
+        while trial_id in self.live:
+            self.epoch(trial_id, score)
+
+
+def unlimited(make_recipe: Make, trials: int = 8, **search: Any) -> Recipe:
+    recipe = make_recipe(search={"scheduler": "none", "max_epochs": 2, "grace_epochs": 1} | search)
+    return with_trials(recipe, trials)
+
+
+def with_trials(recipe: Recipe, trials: int) -> Recipe:
+    tasks = {name: task.model_copy(update={"trials": trials}) for name, task in recipe.tasks.items()}
+    return recipe.model_copy(update={"tasks": tasks})
+
+
+def run_down(driver: Driver) -> list[tuple[str, int, float]]:
+    """Run every trial to its end; returns task, number and learning rate in order."""
+    seen = []
+    while driver.fill() is None or driver.live:
+        trial_id, config = next(iter(driver.live.items()))
+        seen.append((config["task"], config["number"], config["lr"]))
+        end_plainly(driver, trial_id)
+    return seen
+
+
+def end_plainly(driver: Driver, trial_id: str) -> None:
+    """Two epochs, the last as Tune's function runner ends: with the last result once more."""
+    for _ in range(2):
+        driver.epoch(trial_id, 0.5)
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 2, "val_f1": 0.5})
+    del driver.live[trial_id]
+
+
+def test_budgets_are_exact(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=5))
+    assert Counter(task for task, _, _ in run_down(driver)) == {"crack": 5, "inactive": 5}
+    assert driver.fill() == Searcher.FINISHED
+    assert driver.ledger.complete()
+    assert [trial.record()["status"] for trial in driver.run.trials()] == ["finished"] * 10
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_every_unfinished_task_has_its_share_of_the_slots(slots: int, make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=9), slots)
+    while driver.fill() is None:
+        assert len(driver.live) == slots
+        unfinished = {task for task in driver.ledger.tasks if driver.ledger.left(task)}
+        if len(unfinished) == 2:
+            assert all(driver.ledger.live(task) >= slots // 2 for task in unfinished)
+        end_plainly(driver, next(iter(driver.live)))
+
+
+def test_a_task_that_is_done_leaves_its_slots_to_the_others(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe)
+    tasks = dict(recipe.tasks)
+    tasks["crack"] = tasks["crack"].model_copy(update={"trials": 1})
+    driver = Driver(recipe.model_copy(update={"tasks": tasks}), slots=4)
+    driver.fill()
+    assert (driver.ledger.live("crack"), driver.ledger.live("inactive")) == (1, 3)
+
+
+def test_the_first_trial_of_every_task_is_the_default(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe))
+    driver.fill()
+    first = [config for config in driver.live.values() if config["number"] == 0]
+    assert [config["lr"] for config in first] == [1e-3, 1e-3]
+
+
+def test_random_draws_do_not_depend_on_interruptions(make_recipe: Make, tmp_path: Any) -> None:
+    recipe = unlimited(make_recipe, searcher="random")
+    undisturbed = run_down(Driver(recipe.model_copy(update={"name": "undisturbed"})))
+    seen = []
+    for _ in range(4):  # killed with trials running, three times
+        driver = Driver(recipe, slots=2)
+        driver.fill()
+        for trial_id in list(driver.live)[:2]:
+            seen.append((*(driver.live[trial_id][k] for k in ("task", "number", "lr")),))
+            end_plainly(driver, trial_id)
+        driver.fill()
+    seen += run_down(Driver(recipe, slots=2))
+    assert sorted(seen) == sorted(undisturbed)
+
+
+def test_a_trial_cut_short_is_handed_out_again_and_counts_once(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, trials=2)
+    killed = Driver(recipe, slots=2)
+    killed.fill()
+    killed.epoch(next(iter(killed.live)), 0.7)
+    resumed = Driver(recipe, slots=2)
+    resumed.fill()
+    assert list(resumed.live.values()) == list(killed.live.values())
+    assert resumed.ledger.trials["crack"][0].scores == [0.7]
+    run_down(resumed)
+    assert sum(1 for _ in resumed.run.trials()) == 4
+
+
+def test_one_task_alone_leaves_the_others_budget(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, trials=2)
+    assert {task for task, _, _ in run_down(Driver(recipe, tasks=("inactive",)))} == {"inactive"}
+    assert {task for task, _, _ in run_down(Driver(recipe))} == {"crack"}
+
+
+def test_more_trials_may_be_added_to_a_finished_search(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, trials=2)
+    run_down(Driver(recipe))
+    more = run_down(Driver(with_trials(recipe, 3)))
+    assert [(task, number) for task, number, _ in more] == [("crack", 2), ("inactive", 2)]
+
+
+def test_each_task_is_stopped_early_by_its_own_rungs(make_recipe: Make) -> None:
+    recipe = with_trials(make_recipe(search={"max_epochs": 4, "grace_epochs": 1, "reduction": 2}), 4)
+    driver = Driver(recipe, slots=8)
+    driver.fill()
+    scores = {"crack": [0.9, 0.8, 0.7, 0.6], "inactive": [0.4, 0.3, 0.2, 0.1]}
+    decisions = {}
+    for trial_id, config in dict(driver.live).items():
+        decisions[config["task"], config["number"]] = driver.epoch(trial_id, scores[config["task"]][config["number"]])
+    for task in scores:
+        assert decisions[task, 0] == TrialScheduler.CONTINUE
+        assert decisions[task, 3] == TrialScheduler.STOP
+    assert decisions["inactive", 0] == TrialScheduler.CONTINUE  # though worse than any crack
+
+
+def test_rungs_survive_a_restart(make_recipe: Make) -> None:
+    recipe = with_trials(make_recipe(search={"max_epochs": 4, "grace_epochs": 1, "reduction": 2}), 4)
+    killed = Driver(recipe, slots=8)
+    killed.fill()
+    for trial_id, config in dict(killed.live).items():
+        if config["number"] < 3:
+            killed.epoch(trial_id, 0.9)
+    resumed = Driver(recipe, slots=8)
+    resumed.fill()
+    last = next(i for i, config in resumed.live.items() if (config["task"], config["number"]) == ("crack", 3))
+    assert resumed.epoch(last, 0.5) == TrialScheduler.STOP
+
+
+def test_a_trial_that_was_stopped_as_the_search_was_killed_is_not_run_again(make_recipe: Make) -> None:
+    recipe = with_trials(make_recipe(search={"max_epochs": 4, "grace_epochs": 1, "reduction": 2}), 2)
+    killed = Driver(recipe, slots=8)
+    killed.fill()
+    for trial_id, config in dict(killed.live).items():
+        killed.epoch(trial_id, 0.9 - config["number"] / 2)
+    stopped = killed.ledger.trials["crack"][1]
+    assert stopped.status == "stopped"
+    killed.ledger.end(stopped, "unfinished")  # the record was not yet written
+    assert Driver(recipe).ledger.trials["crack"][1].status == "stopped"
+
+
+def test_a_failed_trial_is_recorded_and_uses_its_budget(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, trials=1)
+    driver = Driver(recipe)
+    driver.fill()
+    for trial_id in list(driver.live):
+        driver.searcher.on_trial_complete(trial_id, error=True)
+    assert Driver(recipe).fill() == Searcher.FINISHED
+    assert {trial.record()["status"] for trial in driver.run.trials()} == {"failed"}
+
+
+def test_a_diverged_trial_keeps_its_reason(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=1), slots=1)
+    driver.fill()
+    trial_id = next(iter(driver.live))
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 1, "val_f1": 0.0, "diverged": "loss nan"})
+    record = driver.run.trial("crack", 0).record()
+    assert (record["status"], record["reason"]) == ("diverged", "loss nan")
+
+
+def test_a_spent_time_budget_starts_nothing_and_leaves_trials_resumable(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, time_budget=1000)
+    driver = Driver(recipe, slots=2)
+    driver.fill()
+    driver.ledger._seconds_before = 2000
+    assert driver.fill() == Searcher.FINISHED
+    trial_id = next(iter(driver.live))
+    assert driver.epoch(trial_id, 0.5) == TrialScheduler.STOP
+    assert driver.run.trial("crack", 0).record()["status"] == "unfinished"
+    driver.ledger.save_clock(at_once=True)
+    assert Driver(recipe).ledger.out_of_time
+    longer = recipe.model_copy(update={"search": recipe.search.model_copy(update={"time_budget": 5000})})
+    assert not Driver(longer).ledger.out_of_time

@@ -1,0 +1,178 @@
+"""Real searches on real Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ovr_ray
+from ovr_ray import cluster
+from ovr_ray.errors import BadInput
+from ovr_ray.recipe import Recipe, Resources
+from ovr_ray.run_folder import RunFolder
+from tests.conftest import plain_recipe
+
+METRICS = {
+    "train_loss",
+    "val_loss",
+    "val_f1",
+    "threshold",
+    "val_f1_at_half",
+    "val_average_precision",
+    "lr",
+    "images_per_s",
+}
+
+
+def test_a_search_trains_every_task_to_its_budget(finished: RunFolder) -> None:
+    records = [trial.record() for trial in finished.trials()]
+    assert Counter(record["task"] for record in records) == {"crack": 3, "inactive": 3}
+    assert {record["status"] for record in records} <= {"finished", "stopped"}
+    assert {record["config"]["lr"] for record in records if record["number"] == 0} == {1e-3}
+
+
+def test_every_epoch_is_logged_with_its_counts(finished: RunFolder) -> None:
+    for trial in finished.trials():
+        epochs = trial.epochs()
+        assert epochs.epoch.tolist() == list(range(1, len(epochs) + 1))
+        assert set(epochs) > METRICS
+        assert (epochs[[f"val_{count}" for count in ("tn", "fp", "fn", "tp")]].sum(axis=1) == 16).all()
+
+
+def test_a_trial_keeps_its_best_and_its_latest_checkpoint(finished: RunFolder) -> None:
+    for trial in finished.trials():
+        kept = [int(folder.name[-4:]) for folder in trial.checkpoints()]
+        epochs = trial.epochs()
+        assert len(kept) <= 2
+        assert {int(epochs.epoch.max()), int(epochs.epoch[epochs.val_f1.idxmax()])} == set(kept)
+
+
+def test_tune_writes_what_tensorboard_reads(finished: RunFolder) -> None:
+    assert list((finished.path / "trials" / "crack-0000").glob("events.out.tfevents.*"))
+
+
+def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
+    before = {str(file): file.stat().st_mtime for file in finished.path.rglob("epochs.csv")}
+    assert ovr_ray.tune(finished.recipe()).path == finished.path
+    assert before == {str(file): file.stat().st_mtime for file in finished.path.rglob("epochs.csv")}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_share_gpus_by_fractions_and_are_not_started_beyond_them() -> None:
+    assert cluster.per_trial(Resources()) == {"CPU": 1, "GPU": 1}  # two GPUs are declared
+    assert cluster.slots({"CPU": 0.1, "GPU": 0.5}) == 4
+    assert cluster.slots({"CPU": 0.1, "GPU": 0.1}) == 20
+    assert cluster.slots({"CPU": 1, "GPU": 0}) == 2
+    assert cluster.slots({"CPU": 4, "GPU": 0}) == 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_that_fits_no_node_is_an_error_at_once(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(BadInput, match="no node of this cluster has 64 CPU"):
+        ovr_ray.tune(make_recipe(resources={"cpu": 64, "gpu": 0}))
+
+
+def test_an_unknown_task_is_told(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(BadInput, match="tasks: crack, inactive"):
+        ovr_ray.tune(make_recipe(), ["crak"])
+
+
+class Search:
+    """The unmodified job in a process of its own, with a Ray of its own."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self.run = RunFolder(Path(recipe["storage"]) / recipe["name"])  # type: ignore[arg-type]
+        file = folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe))
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self.process = subprocess.Popen(
+            [sys.executable, "jobs/tune.py", str(file)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_epochs(self, count: int) -> None:
+        for _ in range(600):
+            if sum(len(trial.epochs()) for trial in self.run.trials()) >= count:
+                return
+            assert self.process.poll() is None, self.output()
+            time.sleep(0.2)
+        raise AssertionError("no epoch came")
+
+    def output(self) -> str:
+        return self.process.communicate(timeout=200)[0]
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 6, "scheduler": "none"})
+    recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
+    search = Search(tmp_path, recipe)
+    search.wait_for_epochs(2)
+    search.process.send_signal(signal.SIGINT)
+    told = search.output()
+    assert search.process.returncode == 130, told
+    assert "run the same command again" in told
+    assert "Traceback" not in told
+    before = {trial.name: trial.epochs() for trial in search.run.trials()}
+    again = Search(tmp_path, recipe)
+    told = again.output()
+    assert again.process.returncode == 0, told
+    for trial in again.run.trials():
+        assert trial.record()["status"] == "finished"
+        epochs = trial.epochs()
+        assert epochs.epoch.tolist() == [1, 2, 3, 4, 5, 6]
+        resumed_after = len(before[trial.name])  # epochs of before are not trained again
+        assert epochs[:resumed_after].time.tolist() == before[trial.name].time.tolist()
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 5, "scheduler": "none", "max_concurrent": 1})
+    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
+    search = Search(tmp_path, recipe)
+    search.wait_for_epochs(2)
+    kill_worker(search.process.pid)
+    told = search.output()
+    assert search.process.returncode == 0, told
+    (trial,) = search.run.trials()
+    assert trial.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
+
+
+def kill_worker(driver: int) -> None:
+    """SIGKILL the process that runs a trial below this driver."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+            is_ours = b"ray::ImplicitFunc" in title or b"train_trial" in title
+            if is_ours and driver in ancestors(int(process.name)):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise AssertionError("no worker found")
+
+
+def ancestors(pid: int) -> list[int]:
+    line = []
+    while pid > 1:
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        line.append(pid)
+    return line
+
+
+def test_what_a_run_says_is_plain_json(finished: RunFolder) -> None:
+    winners = json.loads(finished.file("winners.json").read_text())
+    assert set(winners["crack"]) == {"trial", "config", "epoch", "metrics", "threshold", "checkpoint"}
+    assert (finished.path / winners["crack"]["checkpoint"] / "sub_model.json").exists()

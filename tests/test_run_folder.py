@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+
+from ovr_ray.errors import BadInput
+from ovr_ray.recipe import Recipe
+from ovr_ray.run_folder import RunFolder
+
+SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
+
+
+@pytest.fixture
+def begun(make_recipe: Callable[..., Recipe]) -> RunFolder:
+    run = RunFolder.of(make_recipe())
+    run.begin(make_recipe(), "fingerprint", SPLIT)
+    return run
+
+
+def test_a_run_remembers_its_recipe_split_and_versions(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+    assert begun.recipe() == make_recipe()
+    assert begun.split().equals(SPLIT)
+    assert {"torch", "ray"} < begun.made_with()["versions"].keys()
+
+
+def test_a_changed_recipe_under_the_same_name_is_refused_and_every_difference_shown(
+    begun: RunFolder, make_recipe: Callable[..., Recipe]
+) -> None:
+    changed = make_recipe(search={"max_epochs": 9, "seed": 4})
+    with pytest.raises(BadInput) as caught:
+        begun.begin(changed, "fingerprint", SPLIT)
+    assert "search.max_epochs: was 3 when run 'tiny' began and is 9 now" in str(caught.value)
+    assert "search.seed: was 0" in str(caught.value)
+
+
+def test_what_may_change_may_change(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+    changed = make_recipe(
+        search={"max_concurrent": 3, "time_budget": 60, "max_failures": 0},
+        resources={"cpu": 2},
+        checkpoints={"keep": 5},
+    )
+    begun.begin(changed, "fingerprint", SPLIT)
+    assert begun.recipe() == changed
+
+
+def test_changed_labels_are_refused(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(BadInput, match="labels or their split"):
+        begun.begin(make_recipe(), "another", SPLIT)
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: object) -> None:
+    with pytest.raises(BadInput, match="is not a run folder"):
+        RunFolder.open(str(tmp_path))
