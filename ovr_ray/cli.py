@@ -176,21 +176,11 @@ def main(verb: str | None = None) -> None:
 
     Ends the process: 0 done, 1 the work failed, 2 bad input, 130 stopped by the user.
     """
-    import click
-
-    arguments = [verb, *sys.argv[1:]] if verb else sys.argv[1:]
     try:
-        code = app(arguments, prog_name="ovr-ray", standalone_mode=False) or 0
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app([verb, *sys.argv[1:]] if verb else sys.argv[1:], prog_name="ovr-ray")
     except OvrRayError as error:
         typer.secho(str(error), fg=typer.colors.RED, err=True)
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        typer.secho("stopped; run the same command again to go on where it was", err=True)
-        code = 130
-    sys.exit(code)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,16 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table of its own, whatever the verbosity
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # left unset, it depends on whether a token happens to be there
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:  # a bare ray.init() would join whatever cluster another user left running on this machine
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    for chatty in ("ray.data", "ray.tune"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         yield
     finally:

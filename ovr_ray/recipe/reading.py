@@ -76,7 +76,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(Fault(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")) from None
     if not isinstance(raw, dict):
         raise BadInput(Fault(str(path), "is not a recipe", f"every field: {REFERENCE}"))
-    return raw
+    return _unshared(raw)
+
+
+def _unshared(raw: Any) -> Any:
+    """What an anchor gives to several places, a copy each: an override of one task must not change the others."""
+    if isinstance(raw, dict):
+        return {key: _unshared(value) for key, value in raw.items()}
+    return [_unshared(value) for value in raw] if isinstance(raw, list) else raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> Fault | None:

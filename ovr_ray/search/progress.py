@@ -78,7 +78,7 @@ def overview(ledger: Ledger) -> RenderableType:
             f"{max(best.scores):.3f}" if best else "",
         )
         if best:
-            lines.append(f"best of {task}: {best.folder.name} ({_told(best, ledger)})")
+            lines.append(f"best of {task}: {best.folder.name} {_told(best, ledger)}".rstrip())
     return Group(table, *lines)
 
 
@@ -87,7 +87,7 @@ def _told(trial: Trial, ledger: Ledger) -> str:
     varied = ledger.recipe.tasks[trial.task].varied()
     values = {name: getattr(trial.config, name) for name in sorted(varied, key=lambda n: (n not in FIRST, n))}
     texts = (f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
-    return ", ".join(texts)
+    return f"({', '.join(texts)})" if values else ""
 
 
 def _last_line(error_file: str | None) -> str:

@@ -111,6 +111,13 @@ def test_overrides_reach_any_depth_and_are_yaml(tmp_path: Path) -> None:
     assert recipe.tasks["crack"].varied()["lr"].bounds == (1e-5, 1e-3)
 
 
+def test_an_override_of_one_task_leaves_those_alone_that_share_its_anchor(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("name: a\ndata: {labels: a.csv, images: .}\ntasks:\n  a: &a {default: {lr: 0.1}}\n  b: *a\n")
+    recipe = load(file, ["tasks.a.default.lr=0.2"])
+    assert (recipe.tasks["a"].default.lr, recipe.tasks["b"].default.lr) == (0.2, 0.1)
+
+
 @pytest.mark.parametrize("override", ["search.max_epochs", "name.first=1", "=3", "search.seed={"])
 def test_a_malformed_override_is_told(override: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"

@@ -1,0 +1,140 @@
+"""The command line as people meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import ovr_ray
+from ovr_ray.run_folder import RunFolder
+from tests.conftest import plain_recipe
+
+VERBS = ("init", "check", "tune", "combine", "evaluate", "predict", "run")
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ovr_ray.cli", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "120"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=200, check=False)
+
+
+@pytest.fixture
+def recipe(cells: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(plain_recipe(cells, tmp_path / "runs")))
+    return file
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
+    code = """
+import sys
+sys.argv = ["ovr-ray", "--help"]
+from ovr_ray.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(verb in told for verb in VERBS)
+    assert not {"torch", "ray", "pandas", "pydantic"} & set(told.split())
+
+
+def test_every_verb_is_a_python_function_too() -> None:
+    assert {verb for verb in VERBS if verb != "init"} == set(ovr_ray.__all__)
+    assert all(callable(getattr(ovr_ray, verb)) for verb in ovr_ray.__all__)
+
+
+@pytest.mark.parametrize("job", sorted(JOBS.glob("*.py")), ids=lambda job: job.stem)
+def test_a_job_takes_the_arguments_of_its_verb(job: Path) -> None:
+    helped = subprocess.run([sys.executable, job, "--help"], capture_output=True, text=True, check=True)
+    assert f"ovr-ray {job.stem}" in helped.stdout
+
+
+def test_check_tells_counts_and_trains_nothing(recipe: Path) -> None:
+    done = call("check", recipe)
+    assert done.returncode == 0, done.stderr
+    assert "80 images, no fault" in done.stdout
+    assert "crack" in done.stdout
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_check_tells_faults_of_labels_backbones_and_weights_together(recipe: Path) -> None:
+    sets = ["data.filename=file", "tasks.crack.default.backbone=resnet81", "tasks.inactive.default.weights=/no.pth"]
+    done = call("check", recipe, *(f"--set={override}" for override in sets))
+    assert done.returncode == 2
+    for told in ("has no column 'file'", "there is no such backbone", "there is no file /no.pth"):
+        assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_names_undecodable_images(recipe: Path, cells: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cells / "data.csv", sep=";")
+    (tmp_path / "images").mkdir()
+    for name in table.filename:
+        (tmp_path / name).write_bytes((cells / name).read_bytes())
+    (tmp_path / table.filename[7]).write_text("not an image")
+    done = call("check", recipe, "--set", f"data.images={tmp_path}")
+    assert done.returncode == 2
+    assert f"{table.filename[7]}: not an image" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tune", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["combine", "nowhere"], "is not a run folder"),
+        (["evaluate", "nowhere"], "no such model"),
+        (["predict", "nowhere", "x.png"], "no such model"),
+        (["predict", "nowhere", "x.png", "--output", "x.txt"], "neither .csv nor .parquet"),
+        (["combine", "nowhere", "--pick", "crack"], "TASK=TRIAL"),
+        (["tune"], "Missing argument"),
+        (["tunee"], "No such command"),
+    ],
+)
+def test_a_mistake_is_told_in_words_with_exit_code_2(arguments: list[str], told: str) -> None:
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_starter_recipe_passes_check(cells: Path, tmp_path: Path) -> None:
+    labels = pd.read_csv(cells / "data.csv", sep=";").rename(columns={"crack": "has crack?"})
+    labels.insert(0, "id", range(len(labels)))
+    labels.to_csv(tmp_path / "labels.csv", sep=",", index=False)
+    assert call("init", tmp_path / "labels.csv", "--images", cells, cwd=tmp_path).returncode == 0
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "# 32 of 80 images (40.0%) are positive" in text
+    no_download = [f"--set=tasks.{task}.space.weights=null" for task in ("has-crack", "inactive")]
+    done = call("check", "recipe.yaml", *no_download, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = call("init", tmp_path / "labels.csv", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+def test_init_tells_what_it_did_not_find(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("a;b\n1;yes\n2;no\n")
+    done = call("init", "labels.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no column names image files" in done.stderr
+    assert "no column holds 0 and 1" in done.stderr
+
+
+def test_predict_writes_csv_and_parquet(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    pictures = [cells / "images/cell01.png", cells / "images/cell02.png"]
+    for name in ("out.csv", "out.parquet"):
+        done = call("predict", finished.path, *pictures, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    from_csv = pd.read_csv(tmp_path / "out.csv", sep=";")
+    from_parquet = pd.read_parquet(tmp_path / "out.parquet")
+    assert from_csv.filename.tolist() == from_parquet.filename.tolist() == [str(p) for p in pictures]
+    assert from_csv.crack_probability.tolist() == pytest.approx(from_parquet.crack_probability.tolist(), abs=1e-6)
