@@ -50,7 +50,7 @@ def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
 def _image_faults(recipe: Recipe, table: LabelTable) -> Iterator[Fault]:
     def reason(filename: str) -> str | None:
         try:
-            read_image(recipe.data.images, filename, recipe.data.color)
+            read_image(f"{recipe.data.images}/{filename}", recipe.data.color)
         except BadImage as error:
             return str(error)
         return None

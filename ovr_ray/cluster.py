@@ -13,6 +13,13 @@ import ray.data
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Recipe, Resources
 
+CHATTY = (
+    "ray._private.authentication",  # says that a local cluster asks for a token, which it finds by itself
+    "ray.data",  # bad images are told by us; a failed task raises
+    "ray.tune",  # failed trials are told by us; their traces are in trials/*/error.txt
+)
+"""Loggers whose warnings would hide what people want to read."""
+
 
 def in_job() -> bool:
     """Whether this process was started by ``ray job submit``."""
@@ -27,36 +34,33 @@ def connected() -> Iterator[None]:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table of its own, whatever the verbosity
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # left unset, it depends on whether a token happens to be there
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:  # a bare ray.init() would join whatever cluster another user left running on this machine
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for chatty in ("ray.data", "ray.tune"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def check_paths(recipe: Recipe) -> None:
-    """Refuse paths that mean something else on another node, or in a job's copied folder.
+def has_several_nodes() -> bool:
+    """Whether more than one node of the cluster is alive."""
+    return sum(node["Alive"] for node in ray.nodes()) > 1
 
-    Raises
-    ------
-    BadInput
-        Names the fields.
-    """
-    relative = recipe.relative_fields()
-    several = sum(node["Alive"] for node in ray.nodes()) > 1
-    if not relative or not (several or in_job()):
-        return
-    why = "this cluster has several nodes" if several else "a job runs in a copy of its folder that goes away"
+
+def refuse_relative_paths(recipe: Recipe, why: str) -> None:
+    """Raise :class:`BadInput` for paths that mean something else on another node, or in a job's copied folder."""
     remedy = "write an absolute path or a URI that every node sees, e.g. --set {}=/shared/…"
-    raise BadInput([Fault(field, f"is a relative path, and {why}", remedy.format(field)) for field in relative])
+    faults = [
+        Fault(field, f"is a relative path, and {why}", remedy.format(field)) for field in recipe.relative_fields()
+    ]
+    if faults:
+        raise BadInput(faults)
 
 
 def per_trial(resources: Resources) -> dict[str, float]:

@@ -31,6 +31,11 @@ CHANGEABLE = ("trials", "time_budget", "max_concurrent", "max_failures", "resour
 _MADE_WITH = "made_with"
 
 
+def trial_name(task: str, number: int) -> str:
+    """Of a trial, its folder, and what early stopping knows it by."""
+    return f"{task}-{number:04d}"
+
+
 @dataclass(frozen=True)
 class TrialFolder:
     """``trials/<task>-<number>/``: one trial's config, epochs and checkpoints."""
@@ -39,7 +44,7 @@ class TrialFolder:
 
     @property
     def name(self) -> str:
-        """``<task>-<number>``."""
+        """See :func:`trial_name`."""
         return self.path.name
 
     def record(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class RunFolder:
 
     def trial(self, task: str, number: int) -> TrialFolder:
         """One trial's folder, there or not."""
-        return TrialFolder(self.path / "trials" / f"{task}-{number:04d}")
+        return TrialFolder(self.path / "trials" / trial_name(task, number))
 
     def trials(self) -> Iterator[TrialFolder]:
         """All trials with a record, by name."""
@@ -119,7 +124,7 @@ class RunFolder:
         BadInput
             If they are not; says what differs.
         """
-        if self.file("recipe.yaml").exists():
+        if next(self.trials(), None):  # before the first trial there is nothing that a change could spoil
             self._refuse_changes(recipe, data_fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"ovr-ray": __version__} | {

@@ -16,6 +16,7 @@ SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 def begun(make_recipe: Callable[..., Recipe]) -> RunFolder:
     run = RunFolder.of(make_recipe())
     run.begin(make_recipe(), "fingerprint", SPLIT)
+    run.trial("crack", 0).write_record({"task": "crack", "number": 0})
     return run
 
 
@@ -53,3 +54,10 @@ def test_changed_labels_are_refused(begun: RunFolder, make_recipe: Callable[...,
 def test_a_folder_that_is_no_run_is_told(tmp_path: object) -> None:
     with pytest.raises(BadInput, match="is not a run folder"):
         RunFolder.open(str(tmp_path))
+
+
+def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+    (begun.trial("crack", 0).path / "trial.json").unlink()
+    changed = make_recipe(search={"max_epochs": 9})
+    begun.begin(changed, "another", SPLIT)
+    assert begun.recipe() == changed

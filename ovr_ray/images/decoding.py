@@ -61,10 +61,10 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def read_image(root: str, filename: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
-    """Read and :func:`decode` a file below ``root`` (path or URI); an unreadable file is a :class:`BadImage` too."""
+def read_image(file: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
+    """Read and :func:`decode` a file (path or URI); one that cannot be read is a :class:`BadImage` too."""
     try:
-        return decode((UPath(root) / filename).read_bytes(), color, size)
+        return decode(UPath(file).read_bytes(), color, size)
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror or error}") from None
 

@@ -162,7 +162,7 @@ def _read_and_decode(
     images, errors = [], []
     for filename in batch["filename"]:
         try:
-            images.append(read_image(root, filename, color, size))
+            images.append(read_image(f"{root}/{filename}", color, size))
             errors.append("")
         except BadImage as error:
             images.append(blank)

@@ -67,7 +67,7 @@ def _real_images(run: RunFolder) -> list[torch.Tensor]:
     split, images = run.split(), []
     for filename in split.filename[split.part == "val"]:
         try:
-            images.append(torch.from_numpy(read_image(data.images, filename, data.color).copy()))
+            images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data.color).copy()))
         except BadImage:
             continue  # was skipped in training too
         if len(images) == PROVEN_ON:

@@ -100,7 +100,7 @@ class Trainer:
         self.sub_model.train()
         self.sub_model.set_frozen(self.epoch < self.config.unfreeze_epoch)
         start, tally = time.perf_counter(), _Tally()
-        for images, labels in batches:
+        for images, labels in _none_of_one(batches):
             logits, loss = self._forward(images, labels)
             if not math.isfinite(loss.item()):
                 raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
@@ -136,6 +136,18 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits = self.sub_model(images)
         return logits, self.loss(logits, labels.to(self.device, non_blocking=True))
+
+
+def _none_of_one(batches: Batches) -> Batches:
+    """A last batch of one image joins the one before: batch norms have no statistics of a single value."""
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for batch in batches:
+        if held and len(batch[1]) == 1:
+            held = [(torch.cat([held[0][0], batch[0]]), torch.cat([held[0][1], batch[1]]))]
+        else:
+            yield from held
+            held = [batch]
+    yield from held
 
 
 class _Tally:

@@ -3,7 +3,7 @@
 ``jobs/recipes/reference.yaml`` shows every field with a comment.
 """
 
-from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform
+from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute
 from ovr_ray.recipe.reading import load, parse
 from ovr_ray.recipe.sections import (
     Augment,
@@ -39,6 +39,7 @@ __all__ = [
     "Task",
     "ThresholdGoal",
     "Uniform",
+    "absolute",
     "load",
     "parse",
 ]

@@ -108,6 +108,8 @@ class Range(Model):
 
     @model_validator(mode="after")
     def _low_before_high(self) -> Range:
+        if not all(isinstance(end, int | float) for end in self.bounds):
+            raise ValueError(f"a range needs two numbers, not {list(self.bounds)}; list the values as a choice")
         if self.bounds[0] >= self.bounds[1]:
             raise ValueError(f"the low end {self.bounds[0]} is not below the high end {self.bounds[1]}")
         return self

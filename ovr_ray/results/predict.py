@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import SUFFIXES, BadImage, read_image
 from ovr_ray.joint import load_torchscript
-from ovr_ray.recipe import Recipe, parse
+from ovr_ray.recipe import Recipe, absolute, parse
 from ovr_ray.run_folder import RunFolder
 
 BATCH = 32
@@ -47,7 +49,9 @@ class Model:
                 raise BadInput(Fault(path, "this run has no joint.pt yet", f"ovr-ray combine {path}"))
         if not self.file.exists():
             raise BadInput(Fault(path, "no such model", "give a joint.pt, or a run folder that has one"))
-        _, self.metadata = load_torchscript(self.file.read_bytes())
+        content = self.file.read_bytes()
+        self.digest = hashlib.sha256(content).hexdigest()
+        _, self.metadata = load_torchscript(content)
         is_run = (self.file.parent / "recipe.yaml").exists()
         self.run = RunFolder(self.file.parent) if is_run else None
 
@@ -97,13 +101,14 @@ def predict(model: Model, files: Sequence[str], root: str = "") -> pd.DataFrame:
 def _predicted(model: Model, files: Sequence[str], root: str) -> pd.DataFrame:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     places = gpus or int(ray.cluster_resources().get("CPU", 1))
-    rows = pd.DataFrame({"row": range(len(files)), "filename": list(files)})
+    # workers have a current folder of their own
+    paths = [absolute(f"{root}/{file}" if root else file) for file in files]
+    rows = pd.DataFrame({"row": range(len(files)), "filename": list(files), "path": paths})
     batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     dataset = ray.data.from_pandas(batches).map_batches(
-        _Predictor,
-        fn_constructor_args=(str(model.file), root),
+        partial(_predict_batch, file=str(model.file), digest=model.digest),
         batch_size=BATCH,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(places, len(files) // IMAGES_PER_WORKER))),
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(places, len(files) // IMAGES_PER_WORKER))),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
@@ -111,34 +116,31 @@ def _predicted(model: Model, files: Sequence[str], root: str) -> pd.DataFrame:
     return table[[*table.columns.drop("error"), "error"]]
 
 
-class _Predictor:
-    """A worker that holds the model."""
+@lru_cache(maxsize=1)
+def _loaded(file: str, digest: str) -> tuple[torch.jit.ScriptModule, dict[str, Any], torch.device]:
+    """The model of this worker process, where Ray put it; a changed file has another digest and is loaded anew."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    return *load_torchscript(UPath(file).read_bytes(), device), device
 
-    def __init__(self, file: str, root: str) -> None:
-        self._device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-        self._model, metadata = load_torchscript(UPath(file).read_bytes(), self._device)
-        self._labels, self._root = metadata["labels"], root
-        self._color: Literal["gray", "rgb"] = metadata["recipe"]["data"]["color"]
-        torch.set_num_threads(1)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pd.DataFrame:
-        images: dict[int, np.ndarray] = {}
-        table = pd.DataFrame({"row": batch["row"], "filename": batch["filename"], "error": ""})
-        for place, filename in enumerate(table.filename):
-            try:
-                images[place] = read_image(self._root, filename, self._color)
-            except BadImage as error:
-                table.loc[place, "error"] = str(error)
-        probability = np.full((len(table), len(self._labels)), np.nan, np.float32)
-        for _, places in groupby(sorted(images, key=lambda i: images[i].shape), key=lambda i: images[i].shape):
-            alike = list(places)
-            probability[alike] = self._probabilities(np.stack([images[i] for i in alike]))
-        decision = probability >= self._model.thresholds.cpu().numpy()
-        for column, label in enumerate(self._labels):
-            table[f"{label}_probability"] = probability[:, column]
-            table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(table.error == "")
-        return table
-
-    @torch.inference_mode()
-    def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+@torch.inference_mode()
+def _predict_batch(batch: dict[str, np.ndarray], file: str, digest: str) -> pd.DataFrame:
+    model, metadata, device = _loaded(file, digest)
+    images: dict[int, np.ndarray] = {}
+    table = pd.DataFrame({"row": batch["row"], "filename": batch["filename"], "error": ""})
+    for place, path in enumerate(batch["path"]):
+        try:
+            images[place] = read_image(path, metadata["recipe"]["data"]["color"])
+        except BadImage as error:
+            table.loc[place, "error"] = str(error)
+    probability = np.full((len(table), len(metadata["labels"])), np.nan, np.float32)
+    for _, places in groupby(sorted(images, key=lambda i: images[i].shape), key=lambda i: images[i].shape):
+        alike = list(places)
+        stacked = torch.from_numpy(np.stack([images[i] for i in alike]))
+        probability[alike] = model(stacked.to(device)).cpu().numpy()
+    decision = probability >= model.thresholds.cpu().numpy()
+    for column, label in enumerate(metadata["labels"]):
+        table[f"{label}_probability"] = probability[:, column]
+        table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(table.error == "")
+    return table

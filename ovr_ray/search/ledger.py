@@ -133,6 +133,16 @@ class Ledger:
         """Whether every trial of the tasks at hand has ended."""
         return not any(self.left(task) or self.live(task) for task in self.tasks)
 
+    def lost_tasks(self) -> list[str]:
+        """For every task at hand whose trials have all failed or diverged: its name, and why they did."""
+        lost = []
+        for task in self.tasks:
+            trials = self.trials[task]
+            if trials and all(trial.status in ("failed", "diverged") for trial in trials):
+                reasons = "".join(f"\n    {trial.folder.name}: {trial.status}: {trial.reason}" for trial in trials)
+                lost.append(f"every trial of task {task!r} failed:{reasons}")
+        return lost
+
     def history(self) -> pd.DataFrame:
         """Every recorded epoch of every trial, in the order in which they were reached."""
         epochs = [

@@ -21,6 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ovr_ray.recipe import Config, Recipe, Search
+from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.space import TaskSpace
 
@@ -188,7 +189,7 @@ class MultiplexScheduler(FIFOScheduler):
 
 def _named(trial: Any) -> Any:
     """The trial under a name that outlives the session; early stopping looks at nothing else of it."""
-    return SimpleNamespace(trial_id=f"{trial.config['task']}-{trial.config['number']}")
+    return SimpleNamespace(trial_id=trial_name(trial.config["task"], trial.config["number"]))
 
 
 def _scheduler(recipe: Recipe) -> TrialScheduler:

@@ -48,7 +48,10 @@ class Progress(tune.Callback):
         config = trial.config
         failed = self._ledger.trials[config["task"]][config["number"]]
         self._ledger.end(failed, "failed", _last_line(trial.error_file))
-        self._console.print(f"[red]{failed.folder.name} failed:[/red] {failed.reason}", highlight=False)
+        told = (
+            f"[red]{failed.folder.name} failed[/red] (all of it: {failed.folder.path / 'error.txt'}): {failed.reason}"
+        )
+        self._console.print(told, highlight=False)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._live:

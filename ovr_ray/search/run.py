@@ -8,14 +8,15 @@ from functools import partial
 
 import pandas as pd
 from ray import tune as ray_tune
+from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
 
 from ovr_ray import cluster
 from ovr_ray.checks import check
-from ovr_ray.errors import BadInput, Fault, Interrupted
+from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import PARTS, ImageSet, LabelTable, Part, load_parts, pixel_statistics
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run_folder import RunFolder, trial_name
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 from ovr_ray.search.progress import Progress, overview
@@ -41,6 +42,8 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     ------
     BadInput
         If the recipe, its data, or a changed recipe under an old name are wrong; nothing was trained.
+    RunFailed
+        If every trial of a task failed; says why.
     Interrupted
         If the search was stopped by Ctrl-C; the same call goes on with it.
     """
@@ -52,9 +55,12 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     ]
     if unknown:
         raise BadInput(unknown)
+    if cluster.in_job():
+        cluster.refuse_relative_paths(recipe, "a job runs in a copy of its folder that goes away")
     table = check(recipe)
     with cluster.connected():
-        cluster.check_paths(recipe)
+        if cluster.has_several_nodes():
+            cluster.refuse_relative_paths(recipe, "this cluster has several nodes")
         need = cluster.per_trial(recipe.resources)
         _check_fits(recipe, need)
         run = RunFolder.of(recipe)
@@ -68,6 +74,8 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         console.print("The time budget is spent; a larger search.time_budget goes on with the rest.")
     elif not ledger.complete():
         raise Interrupted("stopped; run the same command again to go on where it was")
+    if lost := ledger.lost_tasks():
+        raise RunFailed("\n".join(lost))
     return run
 
 
@@ -91,8 +99,8 @@ def _search(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            trial_name_creator=lambda trial: f"{trial.config['task']}-{trial.config['number']:04d}",
-            trial_dirname_creator=lambda trial: f"{trial.config['task']}-{trial.config['number']:04d}",
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=ray_tune.RunConfig(
             name="trials",
@@ -106,6 +114,10 @@ def _search(
         tuner.fit()
     finally:
         ledger.save_clock(at_once=True)
+
+
+def _name(trial: TuneTrial) -> str:
+    return trial_name(trial.config["task"], trial.config["number"])
 
 
 def _slots(max_concurrent: int | None, need: dict[str, float]) -> int:

@@ -63,8 +63,8 @@ def _distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Choice):
         return CategoricalDistribution(range(len(domain.choice)))
     low, high = domain.bounds
-    if isinstance(domain, RandInt) or (isinstance(low, int) and isinstance(high, int)):
-        return IntDistribution(low, high, log=isinstance(domain, LogUniform))
+    if isinstance(domain, RandInt) or isinstance(low, int):
+        return IntDistribution(int(low), int(high), log=isinstance(domain, LogUniform))
     return FloatDistribution(low, high, log=isinstance(domain, LogUniform))
 
 

@@ -81,9 +81,9 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(BadImage, match="cannot be read"):
-        read_image(str(tmp_path), "folder.png", "gray")
+        read_image(str(tmp_path / "folder.png"), "gray")
 
 
 def test_names_with_spaces_and_umlauts_are_read(tmp_path: Path) -> None:
     gradient().save(tmp_path / "Zelle nº 7 – größe.png")
-    assert read_image(str(tmp_path), "Zelle nº 7 – größe.png", "gray").shape == (1, 10, 20)
+    assert read_image(str(tmp_path / "Zelle nº 7 – größe.png"), "gray").shape == (1, 10, 20)

@@ -26,7 +26,7 @@ def table(make_recipe: Callable[..., Recipe]) -> LabelTable:
 def pixels(make_recipe: Callable[..., Recipe], table: LabelTable) -> np.ndarray:
     """What every row's image looks like, decoded by hand."""
     data = make_recipe().data
-    return np.stack([read_image(data.images, name, "gray", data.image_size) for name in table.files])
+    return np.stack([read_image(f"{data.images}/{name}", "gray", data.image_size) for name in table.files])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,26 @@ def test_what_is_saved_is_loaded(folder: UPath) -> None:
     assert read_card(folder)
     forget(folder, weights_too=True)
     assert read_card(folder) is None
+
+
+class Trap:
+    """What a hostile file would unpickle to."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.sprung,)
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "training.pt"])
+def test_a_hostile_checkpoint_runs_no_code(file: str, tmp_path: Path) -> None:
+    folder = UPath(tmp_path / "c")
+    save(folder, CARD, CARD.sub_model(), {})
+    torch.save(Trap(tmp_path / "sprung"), folder / file)
+    with pytest.raises(pickle.UnpicklingError):
+        load_training(folder, CARD.sub_model())
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("damage", ["no json", "half a json", "half the weights", "no weights"])

@@ -75,6 +75,15 @@ def test_a_loss_that_is_no_number_ends_training() -> None:
         run(trainer(lr=1e38, optimizer="sgd", schedule="constant"))
 
 
+def test_a_last_batch_of_one_image_is_trained_on_too() -> None:
+    def with_one_left(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from batches(epoch)
+        yield torch.zeros(1, 1, 32, 32, dtype=torch.uint8), torch.zeros(1)
+
+    row = next(trainer().epochs(with_one_left, lambda: batches(99)))
+    assert sum(row[f"train_{count}"] for count in ("tn", "fp", "fn", "tp")) == 65
+
+
 def test_the_positive_weight_scales_what_positives_cost() -> None:
     logits, labels = torch.zeros(4), torch.tensor([1.0, 0, 0, 0])
     plain, weighted = trainer(pos_weight=1.0).loss(logits, labels), trainer(pos_weight=3.0).loss(logits, labels)

@@ -71,6 +71,7 @@ tasks:
         ({"space": {"lr": {"uniform": [0.2, 0.1]}}}, "is not below"),
         ({"space": {"image_size": {"choice": [64, 500]}}}, "asks for 500 pixels a side"),
         ({"space": {"optimizer": {"choice": ["adam", "adamm"]}}}, "tasks.crack.space.optimizer.choice.1:"),
+        ({"space": {"backbone": {"uniform": ["resnet18", "resnet34"]}}}, "a range needs two numbers"),
         ({"space": {"lr": {"normal": [0, 1]}}}, "tasks.crack.space.lr:"),
         ("crack", "tasks.crack:"),
     ],

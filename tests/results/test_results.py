@@ -22,7 +22,7 @@ def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFold
     assert len(table) == 80
     assert list(table) == ["filename", "crack_probability", "crack", "inactive_probability", "inactive", "error"]
     joint, _ = load_torchscript(finished.file("joint.pt").read_bytes())
-    files = [read_image("", name, "gray") for name in table.filename]
+    files = [read_image(name, "gray") for name in table.filename]
     expected = joint(torch.from_numpy(np.stack(files))).detach().numpy()
     assert np.allclose(table[["crack_probability", "inactive_probability"]], expected, atol=1e-4)
     assert table.crack.tolist() == (expected[:, 0] >= joint.thresholds[0].item()).astype(int).tolist()

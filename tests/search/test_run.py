@@ -150,6 +150,33 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(c
     assert trial.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
 
 
+def test_a_trial_that_crashes_too_often_fails_with_its_reason(cells: Path, tmp_path: Path) -> None:
+    sections = {"max_epochs": 30, "scheduler": "none", "max_concurrent": 1, "max_failures": 0}
+    recipe = plain_recipe(cells, tmp_path, search=sections)
+    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
+    search = Search(tmp_path, recipe)
+    search.wait_for_epochs(1)
+    kill_worker(search.process.pid)
+    told = search.output()
+    assert search.process.returncode == 1, told
+    assert "every trial of task 'crack' failed:\n    crack-0000: failed: " in told
+    assert "Traceback" not in told
+    (trial,) = search.run.trials()
+    assert trial.record()["reason"]
+
+
+def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path) -> None:
+    recipe = plain_recipe(cells, tmp_path)
+    wild = recipe["tasks"]["crack"]["default"] | {"lr": 1e38, "optimizer": "sgd", "schedule": "constant"}
+    recipe["tasks"]["crack"] = {"trials": 1, "default": wild}
+    recipe["tasks"]["inactive"] = recipe["tasks"]["inactive"] | {"trials": 1}
+    search = Search(tmp_path, recipe)
+    told = search.output()
+    assert search.process.returncode == 1, told
+    assert "crack-0000: diverged: the training loss became" in told
+    assert search.run.trial("inactive", 0).record()["status"] == "finished"
+
+
 def kill_worker(driver: int) -> None:
     """SIGKILL the process that runs a trial below this driver."""
     for process in Path("/proc").glob("[0-9]*"):
