@@ -64,7 +64,7 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
         images=json.dumps(images or str(Path(labels).parent)),
         separator=json.dumps(separator),
         filename=json.dumps(filename),
-        tasks="".join(_task(str(column), table[column].str.strip()) for column in binary),
+        tasks="".join(_task(str(column), table[column].str.strip()) for column in binary).rstrip(),
     )
 
 
