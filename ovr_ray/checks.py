@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import product
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import BadImage, LabelTable, bad_images_fault, read_image, read_labels
+from ovr_ray.images import BadImage, LabelTable, bad_images_fault, empty_part_faults, read_image, read_labels
 from ovr_ray.model import size_fault, weights_fault
 from ovr_ray.recipe import Recipe
 
@@ -17,19 +17,28 @@ from ovr_ray.recipe import Recipe
 def check(recipe: Recipe, images: bool = False) -> LabelTable:
     """Check labels, backbones, their weights and, if asked, that every image can be decoded.
 
+    Returns
+    -------
+    LabelTable
+        Rows of images that are to be skipped count for no task in it.
+
     Raises
     ------
     BadInput
         With all faults together.
     """
-    faults, table = [], None
+    recipe, faults, table = recipe.resolved(), [], None
     try:
         table = read_labels(recipe.data, recipe.tasks)
     except BadInput as error:
         faults += error.faults
     faults += _backbone_faults(recipe)
-    if images and table is not None and recipe.data.on_bad_image == "error":
-        faults += _image_faults(recipe, table)
+    if images and table is not None:
+        bad = _bad_images(recipe, table)
+        if bad and recipe.data.on_bad_image == "error":
+            faults.append(bad_images_fault(table, bad))
+        table = table.without(bad)
+        faults += empty_part_faults(table, recipe.data)
     if faults or table is None:
         raise BadInput(faults)
     return table
@@ -41,13 +50,13 @@ def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
         sizes = {size or recipe.data.image_size for size in task.options("image_size")}
         for backbone in task.options("backbone"):
             for size, weights in product(sorted(sizes), task.options("weights")):
-                fault = size_fault(backbone, size) or weights_fault(backbone, weights)
+                fault = size_fault(backbone, size) or weights_fault(backbone, size, weights)
                 if fault and fault not in seen:
                     seen.add(fault)
                     yield replace(fault, where=f"tasks.{task_name}: {fault.where}")
 
 
-def _image_faults(recipe: Recipe, table: LabelTable) -> Iterator[Fault]:
+def _bad_images(recipe: Recipe, table: LabelTable) -> dict[int, str]:
     def reason(filename: str) -> str | None:
         try:
             read_image(f"{recipe.data.images}/{filename}", recipe.data.color)
@@ -56,7 +65,5 @@ def _image_faults(recipe: Recipe, table: LabelTable) -> Iterator[Fault]:
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
-        reasons = dict(enumerate(pool.map(reason, table.files)))
-    bad = {row: why for row, why in reasons.items() if why}
-    if bad:
-        yield bad_images_fault(table, bad)
+        reasons = enumerate(pool.map(reason, table.files))
+        return {row: why for row, why in reasons if why}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,11 +39,12 @@ def init(
     output: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.yaml"),
 ) -> None:
     """Write a starter recipe for a label file."""
-    from ovr_ray.starter import starter_recipe
+    from ovr_ray import verbs
 
+    _check_output(output)
     if output.exists():
         raise BadInput(Fault(str(output), "is there already", "remove it, or give another --output"))
-    output.write_text(starter_recipe(labels, images), encoding="utf-8")
+    output.write_text(verbs.init(labels, images), encoding="utf-8")
     typer.echo(f"{output}: look it through, then: ovr-ray check {output}")
 
 
@@ -64,6 +66,9 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
         parts = [f"{row['positives'][part]:g} of {row['images'][part]:g}" for part in row["images"].index]
         table.add_row(str(task), *parts)
     Console().print(table)
+    skipped = labels.files[labels.labels.isna().all(axis=1)]
+    if len(skipped):
+        typer.echo(f"{len(skipped)} images count for no task (no label, or undecodable): {', '.join(skipped)}")
 
 
 @app.command()
@@ -87,6 +92,7 @@ def combine(
     """Choose every task's best checkpoint and assemble the joint TorchScript model."""
     from ovr_ray import verbs
 
+    _check_output(output)
     model = verbs.combine(run, _picks(pick), task, output)
     _tell_winners(model.metadata)
     typer.echo(str(model.file))
@@ -102,6 +108,7 @@ def evaluate(
     """Score a joint model on images that no trial has seen."""
     from ovr_ray import verbs
 
+    _check_output(output)
     _tell_metrics(verbs.evaluate(model, labels, images, output))
 
 
@@ -116,6 +123,7 @@ def predict(
 
     if output and output.suffix not in (".csv", ".parquet"):
         raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet"))
+    _check_output(output)
     table = verbs.predict(model, paths)
     if output is None:
         table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
@@ -136,9 +144,18 @@ def run(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None
     from ovr_ray import verbs
 
     metrics = verbs.run(_recipe(recipe, overrides), task)
-    model = Path(metrics["model"])
     _tell_metrics(metrics)
-    typer.echo(f"{model}: the joint model\n{model.parent}: trials, winners.json, metrics.json, split.csv, recipe.yaml")
+    typer.echo(f"{metrics['model']}: the joint model")
+
+
+def _check_output(output: str | Path | None) -> None:
+    """Before the work is done: where its result goes must exist, and last longer than a job's folder."""
+    if output is None or "://" in str(output):
+        return
+    if not Path(output).absolute().parent.is_dir():
+        raise BadInput(Fault(f"--output {output}", "its folder does not exist"))
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(output).is_absolute():
+        raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
 
 
 def _recipe(path: str, overrides: list[str]) -> Recipe:
@@ -181,6 +198,9 @@ def main(verb: str | None = None) -> None:
     except OvrRayError as error:
         typer.secho(str(error), fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        typer.secho(f"{error.filename or 'input/output'}: {error.strerror or error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

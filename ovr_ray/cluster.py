@@ -38,7 +38,12 @@ def connected() -> Iterator[None]:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ValueError, ConnectionError, RuntimeError) as error:
+            remedy = "start that cluster, or unset RAY_ADDRESS to work on this machine alone"
+            problem = f"no cluster can be joined at {os.environ['RAY_ADDRESS']!r}: {str(error).strip().splitlines()[0]}"
+            raise BadInput(Fault("RAY_ADDRESS", problem, remedy)) from None
     else:  # a bare ray.init() would join whatever cluster another user left running on this machine
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -33,6 +33,9 @@ class BadInput(OvrRayError, ValueError):
         self.faults = [faults] if isinstance(faults, Fault) else list(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
+    def __reduce__(self) -> tuple[type[BadInput], tuple[list[Fault]]]:
+        return type(self), (self.faults,)  # trials send it from process to process
+
 
 class RunFailed(OvrRayError):
     """The input was fine, the work was not done."""

@@ -7,6 +7,7 @@ reads them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,8 +26,12 @@ Status = Literal["unfinished", "finished", "stopped", "diverged", "failed"]
 """Of a trial: still to be trained; trained to the last epoch; stopped early by its scheduler; its loss was no longer a
 number; crashed more often than ``search.max_failures``."""
 
-CHANGEABLE = ("trials", "time_budget", "max_concurrent", "max_failures", "resources", "checkpoints")
+CHANGEABLE = re.compile(
+    r"tasks\.[^.]+\.trials|search\.(time_budget|max_concurrent|max_failures)|(resources|checkpoints)\..+"
+)
 """Recipe fields that may differ between a run and its resumption."""
+
+ABSENT = "absent"
 
 _MADE_WITH = "made_with"
 
@@ -114,7 +119,7 @@ class RunFolder:
 
     def split(self) -> pd.DataFrame:
         """``split.csv``: filename, part."""
-        return pd.read_csv(self.file("split.csv").open(), sep=";", keep_default_na=False)
+        return pd.read_csv(self.file("split.csv").open(), sep=";", dtype=str, keep_default_na=False)
 
     def begin(self, recipe: Recipe, data_fingerprint: str, split: pd.DataFrame) -> None:
         """Make the folder, or resume in it, if the recipe and the data are the same in all that matters.
@@ -124,13 +129,18 @@ class RunFolder:
         BadInput
             If they are not; says what differs.
         """
-        if next(self.trials(), None):  # before the first trial there is nothing that a change could spoil
+        begun = (
+            next(self.trials(), None) is not None
+        )  # before the first trial there is nothing that a change could spoil
+        if begun:
             self._refuse_changes(recipe, data_fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"ovr-ray": __version__} | {
             name: version(name) for name in ("torch", "torchvision", "ray", "optuna")
         }
         made_with = {"data_fingerprint": data_fingerprint, "versions": versions}
+        if begun:
+            made_with = self.made_with()
         text = yaml.safe_dump(recipe.resolved().dump() | {_MADE_WITH: made_with}, sort_keys=False, allow_unicode=True)
         write_whole(self.file("recipe.yaml"), text)
         write_whole(self.file("split.csv"), split.to_csv(sep=";", index=False))
@@ -146,9 +156,9 @@ class RunFolder:
         remedy = "give the recipe another name, or go back to what it was"
         old, new = _flat(self.recipe().dump()), _flat(recipe.resolved().dump())
         faults = [
-            Fault(key, f"was {old.get(key)!r} when run {recipe.name!r} began and is {new.get(key)!r} now", remedy)
+            Fault(key, f"was {before!r} when run {recipe.name!r} began and is {now!r} now", remedy)
             for key in dict.fromkeys([*old, *new])
-            if old.get(key) != new.get(key) and not set(key.split(".")) & set(CHANGEABLE)
+            if (before := old.get(key, ABSENT)) != (now := new.get(key, ABSENT)) and not CHANGEABLE.fullmatch(key)
         ]
         if self.made_with().get("data_fingerprint") != data_fingerprint:
             problem = f"the labels or their split are not those that run {recipe.name!r} began with"

@@ -49,6 +49,10 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
     """
     separator = _separator(labels)
     table = read_table(labels, separator)
+    twice = sorted({str(column) for column in table if list(table).count(column) > 1})
+    if twice:
+        problem = f"has columns of the same name: {', '.join(map(repr, twice))}"
+        raise BadInput(Fault(labels, problem, "give every column a name of its own"))
     filename = next((c for c in table if table[c].str.lower().str.endswith(SUFFIXES).mean() > 0.5), None)
     binary = [c for c in table if set(table[c].str.strip()) - {""} == {"0", "1"}]
     faults = []
@@ -59,7 +63,7 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
     if faults:
         raise BadInput(faults)
     return TEMPLATE.format(
-        name=_plain(Path(labels).resolve().parent.name),
+        name=json.dumps(_plain(Path(labels).resolve().parent.name)),
         labels=json.dumps(labels),
         images=json.dumps(images or str(Path(labels).parent)),
         separator=json.dumps(separator),
@@ -79,7 +83,7 @@ def _separator(labels: str) -> str:
 def _task(column: str, cells: pd.Series) -> str:
     positives, known = int((cells == "1").sum()), int((cells != "").sum())
     rest = f", {len(cells) - known} not known" if known < len(cells) else ""
-    told = {"name": _plain(column), "column": json.dumps(column), "rest": rest}
+    told = {"name": json.dumps(_plain(column)), "column": json.dumps(column), "rest": rest}
     return TASK.format(positives=positives, count=known, share=positives / known, **told)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ovr_ray import checks, cluster, joint, results, search
+from ovr_ray import checks, cluster, joint, results, search, starter
 from ovr_ray.images import LabelTable
 from ovr_ray.recipe import Recipe, load
 from ovr_ray.run_folder import RunFolder
@@ -18,6 +18,11 @@ Runnable = Recipe | str | Path
 
 Scorable = results.Model | RunFolder | str | Path
 """A joint model, its file, or a run folder that has one."""
+
+
+def init(labels: str, images: str | None = None) -> str:
+    """A starter recipe, as YAML; see :func:`ovr_ray.starter.starter_recipe`."""
+    return starter.starter_recipe(labels, images)
 
 
 def check(recipe: Runnable) -> LabelTable:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 import pytest
+import ray
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
@@ -44,6 +45,26 @@ def test_what_may_change_may_change(begun: RunFolder, make_recipe: Callable[...,
     )
     begun.begin(changed, "fingerprint", SPLIT)
     assert begun.recipe() == changed
+
+
+def test_null_is_not_the_same_as_nothing(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+    task = make_recipe().dump()["tasks"]["crack"]
+    del task["default"]["weights"]  # was null, random; now torchvision's
+    with pytest.raises(BadInput, match=r"tasks\.crack\.default\.weights: was None .* 'absent' now"):
+        begun.begin(
+            make_recipe(tasks={"crack": task, "inactive": make_recipe().dump()["tasks"]["inactive"]}),
+            "fingerprint",
+            SPLIT,
+        )
+
+
+def test_the_versions_are_those_that_the_search_began_with(
+    begun: RunFolder, make_recipe: Callable[..., Recipe]
+) -> None:
+    file = begun.file("recipe.yaml")
+    file.write_text(file.read_text().replace(f"ray: {ray.__version__}", "ray: 1.2.3"))
+    begun.begin(make_recipe(), "fingerprint", SPLIT)
+    assert begun.made_with()["versions"]["ray"] == "1.2.3"
 
 
 def test_changed_labels_are_refused(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:

@@ -2,7 +2,7 @@
 
 from ovr_ray.images.decoding import SUFFIXES, BadImage, decode, read_image
 from ovr_ray.images.feed import Batch, Feed, ImageSet, bad_images_fault, load_parts, pixel_statistics
-from ovr_ray.images.labels import PARTS, LabelTable, Part, read_labels, read_table
+from ovr_ray.images.labels import PARTS, LabelTable, Part, empty_part_faults, read_labels, read_table
 
 __all__ = [
     "PARTS",
@@ -15,6 +15,7 @@ __all__ = [
     "Part",
     "bad_images_fault",
     "decode",
+    "empty_part_faults",
     "load_parts",
     "pixel_statistics",
     "read_image",

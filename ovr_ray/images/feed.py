@@ -15,7 +15,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.decoding import BadImage, read_image
-from ovr_ray.images.labels import LabelTable, Part
+from ovr_ray.images.labels import LabelTable, Part, empty_part_faults
 from ovr_ray.recipe import Augment, Data
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -47,6 +47,8 @@ def load(table: LabelTable, part: Part, data: Data) -> ImageSet:
         pd.DataFrame({"row": chunk, "filename": table.files.iloc[chunk].to_numpy()})
         for chunk in np.array_split(rows, max(1, -(-len(rows) // IMAGES_PER_BLOCK)))
     ]
+    # an epoch's order follows from the order of the blocks
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     read = partial(_read_and_decode, root=data.images, color=data.color, size=data.image_size)
     dataset = ray.data.from_pandas(blocks).map_batches(read, batch_size=None).materialize()
     errors = dataset.select_columns(["row", "error"]).to_pandas()
@@ -60,13 +62,17 @@ def load_parts(table: LabelTable, data: Data, parts: Iterable[Part]) -> tuple[di
     Raises
     ------
     BadInput
-        Names every bad image of all these parts, if ``on_bad_image`` is ``error``.
+        Names every bad image of all these parts, if ``on_bad_image`` is ``error``; or the tasks that have no image
+        of one class left without them.
     """
     sets = {part: load(table, part, data) for part in parts}
     bad = {row: reason for images in sets.values() for row, reason in images.bad.items()}
     if bad and data.on_bad_image == "error":
         raise BadInput(bad_images_fault(table, bad))
-    return sets, table.without(bad)
+    table = table.without(bad)
+    if faults := list(empty_part_faults(table, data)):
+        raise BadInput(faults)
+    return sets, table
 
 
 def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:

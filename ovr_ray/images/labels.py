@@ -99,9 +99,9 @@ def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> L
     if isinstance(data.split, ColumnSplit):
         parts = table[data.split.column].str.strip()
     else:
-        parts = split(labels, data.split, table[data.group] if data.group else None)
+        parts = split(labels, data.split, _groups(table, data.group) if data.group else None)
     result = LabelTable(table[data.filename], labels, parts.rename("part"))
-    if faults := list(_empty_part_faults(result, data)):
+    if faults := list(empty_part_faults(result, data)):
         raise BadInput(faults)
     return result
 
@@ -197,6 +197,11 @@ def _listed(items: Iterable[object]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
+def _groups(table: pd.DataFrame, column: str) -> pd.Series:
+    """A row with no group is a group of its own."""
+    return table[column].where(table[column].str.strip() != "", "row " + table.index.astype(str))
+
+
 def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
@@ -261,12 +266,19 @@ def _class_faults(labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
 def _part_name_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     if isinstance(data.split, ColumnSplit):
         parts = table[data.split.column]
+        if data.group:
+            groups = _groups(table, data.group)
+            torn = [group for group, inside in parts.groupby(groups) if len(set(inside)) > 1]
+            if torn:
+                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one part: {_listed(torn)}"
+                yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one part")
         wrong = [f"row {row} {part!r}" for row, part in parts[~parts.str.strip().isin(PARTS)].items()]
         if wrong:
             yield Fault(f"{data.labels}, column {data.split.column!r}", f"not train, val or test: {_listed(wrong)}")
 
 
-def _empty_part_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
+def empty_part_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
+    """Tasks that have only one class in the train or the val part."""
     for part in ("train", "val"):
         labels = table.labels[table.parts == part]
         for task in labels.columns:

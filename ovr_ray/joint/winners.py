@@ -57,7 +57,7 @@ def choose(run: RunFolder, picks: Mapping[str, str] = {}, tasks: Collection[str]
     BadInput
         If a pick names no task, trial or checkpoint.
     RunFailed
-        If a task has no whole checkpoint; names the task and says why its trials failed.
+        If no trial of a task came to its end; names the task and says why its trials failed.
     """
     recipe = run.recipe()
     named = [*picks, *tasks]
@@ -68,7 +68,7 @@ def choose(run: RunFolder, picks: Mapping[str, str] = {}, tasks: Collection[str]
     for task in [name for name in recipe.tasks if not tasks or name in tasks]:
         candidates = _picked(run, task, picks[task]) if task in picks else _all(run, task)
         if candidates:
-            winners[task] = max(candidates, key=lambda w: _rank(w.card, metric))
+            winners[task] = max(candidates, key=lambda winner: winner.card.rank(metric))
         elif task in picks:
             problem = f"task {task!r} has no whole checkpoint {picks[task]!r}"
             remedy = "TRIAL, TRIAL@EPOCH or the path of a checkpoint; checkpoints lie in trials/*/checkpoint-*"
@@ -88,13 +88,11 @@ def write(run: RunFolder, winners: Mapping[str, Winner]) -> None:
     write_whole(run.file("winners.json"), json.dumps(told, indent=1))
 
 
-def _rank(card: Card, metric: str) -> tuple[float, float, int]:
-    return card.metrics[metric], card.metrics["val_average_precision"], -card.epoch
-
-
 def _all(run: RunFolder, task: str) -> list[Winner]:
-    folders = [folder for trial in run.trials() if trial.record()["task"] == task for folder in trial.checkpoints()]
-    return _whole(folders)
+    trials = [trial for trial in run.trials() if trial.record()["task"] == task]
+    if not any(trial.record()["status"] in ("finished", "stopped") for trial in trials):
+        return []
+    return _whole([folder for trial in trials for folder in trial.checkpoints()])
 
 
 def _whole(folders: list[UPath]) -> list[Winner]:
@@ -118,4 +116,4 @@ def _why_none(run: RunFolder, task: str) -> str:
         f"    {name}: {r['status']}{': ' * bool(r['reason'])}{r['reason']}" for name, r in records if r["task"] == task
     ]
     why = "\n".join(["its trials:", *ended]) if ended else "none of its trials has begun; run ovr-ray tune first"
-    return f"task {task!r} has no checkpoint to choose: {why}"
+    return f"no trial of task {task!r} came to its end: {why}"

@@ -57,12 +57,12 @@ def head(network: nn.Module) -> nn.Module:
     return next(layer for layer in reversed(layers) if _outputs(layer) == 1)
 
 
-def weights_fault(name: str, weights: str | None) -> Fault | None:
+def weights_fault(name: str, image_size: int, weights: str | None) -> Fault | None:
     """What stands in the way of these weights, fetching them if need be; None if nothing does."""
     if weights is None:
         return None
     try:
-        _fitting(_hollow(name, 224), _read_weights(name, weights), weights)
+        _fitting(_hollow(name, image_size), _read_weights(name, weights), weights)
     except BadInput as error:
         return error.faults[0]
     return None

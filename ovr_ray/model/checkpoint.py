@@ -52,6 +52,10 @@ class Card:
     std: list[float]
     weights_bytes: int = field(default=0)
 
+    def rank(self, metric: str) -> tuple[float, float, int]:
+        """What checkpoints are compared by: a metric, of equals the average precision, of equals the earlier epoch."""
+        return self.metrics[metric], self.metrics["val_average_precision"], -self.epoch
+
     def sub_model(self, weights: str | None = None) -> SubModel:
         """Build it, the body starting from these weights (random by default)."""
         network = backbones.build(self.config["backbone"], self.image_size, weights)
@@ -95,7 +99,7 @@ def forget(folder: UPath, weights_too: bool) -> None:
     """Delete a checkpoint, or only what training would need to go on from it."""
     for name in (_JSON, _WEIGHTS, _TRAINING) if weights_too else (_TRAINING,):
         (folder / name).unlink(missing_ok=True)
-    if weights_too:
+    if weights_too and folder.exists():  # in an object store a folder goes with its last object
         folder.rmdir()
 
 

@@ -112,6 +112,13 @@ def interval(
     """Percentile bootstrap interval of 95 % over images (Efron and Tibshirani, 1993)."""
     if len(truth) < 2:
         return float("nan"), float("nan")
-    how = {"paired": True, "vectorized": False, "n_resamples": resamples, "method": "percentile", "rng": seed}
+    how = {
+        "paired": True,
+        "vectorized": False,
+        "n_resamples": resamples,
+        "batch": 100,
+        "method": "percentile",
+        "rng": seed,
+    }
     found = bootstrap((truth, probability), statistic, **how).confidence_interval
     return float(found.low), float(found.high)

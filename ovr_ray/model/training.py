@@ -62,7 +62,7 @@ class Trainer:
         self.optimizer = _optimizer(sub_model, config)
         self.epoch = 0
         self.decision_threshold = 0.5
-        self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on, beside the weights: tensors and plain values only."""

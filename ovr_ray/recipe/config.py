@@ -71,7 +71,7 @@ class Config(Model):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
-    batch_size: PositiveInt = 32
+    batch_size: Annotated[int, Field(ge=2)] = 32
     schedule: Literal["constant", "cosine"] | Stages = "cosine"
     """``constant``, ``cosine`` (to zero at ``search.max_epochs``), or staged: first epoch of a stage -> rate."""
     unfreeze_epoch: NonNegativeInt = 0
@@ -140,6 +140,12 @@ class RandInt(Range, Generic[T]):
     """A whole number between two ends, both included."""
 
     randint: tuple[T, T]
+
+    @model_validator(mode="after")
+    def _whole(self) -> RandInt[T]:
+        if any(end != int(end) for end in self.bounds):
+            raise ValueError(f"randint needs whole numbers, not {list(self.bounds)}")
+        return self
 
 
 Domain = Choice | Range

@@ -115,27 +115,16 @@ def _field_names(model: Any = Recipe) -> set[str]:
     return names
 
 
-_NOT_IN_A_FILE = (
-    "value",
-    "random",
-    "number",
-    "f1",
-    "literal[",
-    "function-",
-    "dict[",
-    "constrained-",
-    "float",
-    "int",
-    "str",
-)
-"""How names of union branches begin that pydantic puts into an error's path and no recipe has there."""
+_BRANCHES = {"value", "random", "number", "f1", "float", "int", "str", "none", "constrained-str"}
+"""Names of union branches that pydantic puts into an error's path; no field has such a name."""
 
 
 def _path(steps: Sequence[str | int]) -> str:
     kept: list[str] = []
     for step in map(str, steps):
-        repeated = kept and kept[-1] == step  # a domain's tag and its only field have the same name
-        if not repeated and not step.startswith(_NOT_IN_A_FILE):
+        is_task = kept[-1:] == ["tasks"]
+        repeated = kept[-1:] == [step]  # a domain's tag and its only field have the same name
+        if is_task or not (repeated or step in _BRANCHES or "[" in step):
             kept.append(step)
     return ".".join(kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -174,7 +175,7 @@ class Search(Model):
     """ASHA lets 1 in this many trials go on at each rung."""
     seed: NonNegativeInt = 0
     max_concurrent: PositiveInt | None = None
-    """Trials at a time; null: as many as fit the cluster."""
+    """Trials at a time; null: as many as fit the nodes that are up. A number also makes an autoscaler start nodes."""
     time_budget: PositiveFloat | None = None
     """Seconds of searching, over all resumptions; null: no limit."""
     max_failures: NonNegativeInt = 3
@@ -195,7 +196,7 @@ class Checkpoints(Model):
     above_f1: Fraction | None = None
     """Save also each epoch whose validation F1 reaches this."""
     keep: PositiveInt = 2
-    """How many of a trial's checkpoints stay: the best ones, and the latest always."""
+    """How many of a trial's checkpoints stay: the best ones; the latest always, beside a single best if need be."""
 
 
 class Resources(Model):
@@ -231,6 +232,17 @@ class Recipe(Model):
             for name, task in tasks.items()
         }
         return raw | {"tasks": named}
+
+    @model_validator(mode="after")
+    def _tasks_have_columns_of_their_own(self) -> Recipe:
+        columns = Counter(
+            ["filename", "path", "row", "error", *self.tasks, *(f"{task}_probability" for task in self.tasks)]
+        )
+        problem = "is the name of another column of the predictions; give the task another name"
+        faults = [_fault_at(("tasks", name), problem, name) for name in self.tasks if columns[name] > 1]
+        if faults:
+            raise ValidationError.from_exception_data("Recipe", faults)
+        return self
 
     @model_validator(mode="after")
     def _no_task_sees_more_than_is_stored(self) -> Recipe:

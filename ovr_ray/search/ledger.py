@@ -31,17 +31,22 @@ class Trial:
     status: Status = "unfinished"
     reason: str = ""
     live: bool = False
-    scores: list[float] = field(default_factory=list)
-    """Of its epochs so far; an epoch that was repeated after a fault counts once."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """Epoch -> score, so far."""
 
     @property
     def best(self) -> float | None:
         """Its best epoch's score."""
-        return max(self.scores, default=None)
+        return max(self.scores.values(), default=None)
+
+    @property
+    def epoch(self) -> int:
+        """The last one that is known; 0 before the first."""
+        return max(self.scores, default=0)
 
     def note(self, epoch: int, score: float) -> None:
         """An epoch's score; what was known of it and of later ones is forgotten."""
-        self.scores = [*self.scores[: epoch - 1], score]
+        self.scores = {known: s for known, s in self.scores.items() if known < epoch} | {epoch: score}
 
     def save(self) -> None:
         """Write its record."""
@@ -76,8 +81,8 @@ class Ledger:
         config = Config.model_validate(record["config"])
         trial = Trial(record["task"], record["number"], config, folder, record["status"], record["reason"])
         epochs = folder.epochs()
-        trial.scores = epochs[self.metric].tolist() if len(epochs) else []
-        if trial.status == "unfinished" and len(trial.scores) >= self.recipe.search.max_epochs:
+        trial.scores = dict(zip(epochs["epoch"], epochs[self.metric], strict=True)) if len(epochs) else {}
+        if trial.status == "unfinished" and trial.epoch >= self.recipe.search.max_epochs:
             self.end(trial, "finished")
         self.trials[trial.task].append(trial)
 

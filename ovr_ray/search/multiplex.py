@@ -107,7 +107,8 @@ class MultiplexSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note an epoch's score."""
-        self._running[trial_id].note(result["epoch"], result[self._ledger.metric])
+        if "epoch" in result:
+            self._running[trial_id].note(result["epoch"], result[self._ledger.metric])
         self._ledger.save_clock()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -119,7 +120,7 @@ class MultiplexSearcher(Searcher):
             self._ledger.end(trial, "failed")
         elif result and result.get("diverged"):
             self._ledger.end(trial, "diverged", result["diverged"])
-        elif len(trial.scores) >= self._ledger.recipe.search.max_epochs:
+        elif trial.epoch >= self._ledger.recipe.search.max_epochs:
             self._ledger.end(trial, "finished")
         else:
             self._ledger.end(trial, "unfinished" if self._ledger.out_of_time else "stopped")
@@ -183,7 +184,7 @@ class MultiplexScheduler(FIFOScheduler):
                 self.on_trial_add(None, trial)
                 seen.add(key)
             decision = self._of(trial).on_trial_result(None, _named(trial), row)
-            if decision == TrialScheduler.STOP and key in unfinished and row["epoch"] == len(unfinished[key].scores):
+            if decision == TrialScheduler.STOP and key in unfinished and row["epoch"] == unfinished[key].epoch:
                 self._ledger.end(unfinished[key], "stopped")
 
 

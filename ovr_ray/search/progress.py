@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,9 @@ from ovr_ray.search.ledger import Ledger, Trial
 
 FIRST = ("backbone", "lr")
 """Config fields that are told before the others."""
+
+MOST_OF_A_REASON = 500
+"""Characters; the whole trace is in the trial's error.txt."""
 
 PRINT_EVERY = 30.0
 """Seconds between two tables where the output is no terminal."""
@@ -47,7 +51,7 @@ class Progress(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config
         failed = self._ledger.trials[config["task"]][config["number"]]
-        self._ledger.end(failed, "failed", _last_line(trial.error_file))
+        self._ledger.end(failed, "failed", _reason(trial.error_file))
         told = (
             f"[red]{failed.folder.name} failed[/red] (all of it: {failed.folder.path / 'error.txt'}): {failed.reason}"
         )
@@ -63,14 +67,14 @@ class Progress(tune.Callback):
 
 
 def overview(ledger: Ledger) -> RenderableType:
-    """A row a task, and below what the best trial of each was trained with."""
+    """A row a task (stopped: early, by its scheduler), and below what the best trial of each was trained with."""
     table = Table(title=f"{ledger.recipe.name}: {ledger.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("task", "trials", "running", "done", "stopped early", "failed", f"best {ledger.metric}"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    for column in ("task", "trials", "running", "done", "stopped", "failed", f"best {ledger.metric}"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     lines = []
     for task, trials in ledger.trials.items():
         count = Counter(trial.status for trial in trials)
-        best = max((trial for trial in trials if trial.scores), key=lambda trial: max(trial.scores), default=None)
+        best = max((trial for trial in trials if trial.scores), key=lambda trial: trial.best or 0, default=None)
         table.add_row(
             task,
             f"{len(trials)}/{ledger.recipe.tasks[task].trials}",
@@ -78,7 +82,7 @@ def overview(ledger: Ledger) -> RenderableType:
             str(count["finished"]),
             str(count["stopped"]),
             str(count["failed"] + count["diverged"]),
-            f"{max(best.scores):.3f}" if best else "",
+            f"{best.best:.3f}" if best else "",
         )
         if best:
             lines.append(f"best of {task}: {best.folder.name} {_told(best, ledger)}".rstrip())
@@ -93,6 +97,8 @@ def _told(trial: Trial, ledger: Ledger) -> str:
     return f"({', '.join(texts)})" if values else ""
 
 
-def _last_line(error_file: str | None) -> str:
+def _reason(error_file: str | None) -> str:
+    """The last exception of Ray's file of traces, without the trace."""
     lines = Path(error_file).read_text().strip().splitlines() if error_file and Path(error_file).exists() else []
-    return lines[-1] if lines else "its worker died"
+    named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(\([\w.]+\))?: ", line)]
+    return "\n".join(lines[named[-1] if named else -1 :])[:MOST_OF_A_REASON] or "its worker died"

@@ -61,6 +61,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     with cluster.connected():
         if cluster.has_several_nodes():
             cluster.refuse_relative_paths(recipe, "this cluster has several nodes")
+        recipe = recipe.resolved()
         need = cluster.per_trial(recipe.resources)
         _check_fits(recipe, need)
         run = RunFolder.of(recipe)
@@ -68,7 +69,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         run.begin(recipe, table.fingerprint(), split)
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
         if not ledger.complete() and not ledger.out_of_time:
-            _search(run, recipe.resolved(), table, ledger, need, console)
+            _search(run, recipe, table, ledger, need, console)
         console.print(overview(ledger))
     if ledger.out_of_time and not ledger.complete():
         console.print("The time budget is spent; a larger search.time_budget goes on with the rest.")
@@ -134,4 +135,4 @@ def _check_fits(recipe: Recipe, need: dict[str, float]) -> None:
 def _report_skipped(images: dict[Part, ImageSet], table: LabelTable, console: Console) -> None:
     for part, decoded in images.items():
         for row, reason in decoded.bad.items():
-            console.print(f"skipped {table.files.iloc[row]} ({part}): {reason}", highlight=False)
+            console.print(f"skipped {table.files.iloc[row]} ({part}): {reason}", markup=False, highlight=False)

@@ -41,6 +41,8 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
     train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, 2 * batch_size)
     trainer, augment = session.trainer, job.recipe.augment
+    if session.restored:  # the driver may not have heard of this epoch
+        tune.report(session.restored)
     try:
         for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
             session.save(metrics)
@@ -87,11 +89,14 @@ class _Session:
             seed=seed,
             goal=recipe.tasks[self.task].threshold,
         )
+        self.restored: dict[str, Any] | None = None
         self._rows: list[dict[str, Any]] = []
         if checkpoint:
+            self.restored = whole[checkpoint].metrics
             self.trainer.load_state_dict(load_training(checkpoint, sub_model))
             before = [{str(k): v for k, v in row.items()} for row in self._folder.epochs().to_dict("records")]
-            self._rows = [*(row for row in before if row["epoch"] < self.trainer.epoch), whole[checkpoint].metrics]
+            self._rows = [*(row for row in before if row["epoch"] < self.trainer.epoch), self.restored]
+            self._folder.write_epochs(self._rows)
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's checkpoint, if one is due, and its row."""
@@ -108,7 +113,9 @@ class _Session:
     def _prune(self) -> None:
         """Keep the best checkpoints and the latest; only the latest has to know how to go on."""
         whole = {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
-        ranked = sorted(whole, key=lambda path: whole[path].metrics[self._metric], reverse=True)
+        ranked = sorted(whole, key=lambda path: whole[path].rank(self._metric), reverse=True)
         latest = max(whole, key=lambda path: whole[path].epoch)
+        best = ranked[: self._checkpoints.keep]
+        stay = best if latest in best else ranked[: max(1, self._checkpoints.keep - 1)]
         for path in set(whole) - {latest}:
-            forget(path, weights_too=path not in ranked[: max(1, self._checkpoints.keep - 1)])
+            forget(path, weights_too=path not in stay)

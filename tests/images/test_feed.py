@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import ovr_ray.images.feed as feed_module
 from ovr_ray.errors import BadInput
 from ovr_ray.images import Feed, LabelTable, load_parts, pixel_statistics, read_image, read_labels
 from ovr_ray.recipe import Augment, Recipe
@@ -58,6 +59,16 @@ def test_an_epoch_is_the_same_whenever_it_is_run(feed: Feed) -> None:
     first, again = (gathered(feed.shuffled(3, 7, Augment())) for _ in range(2))
     assert (first[0] == again[0]).all()
     assert (first[1] == again[1]).all()
+
+
+def test_the_order_does_not_depend_on_which_block_was_decoded_first(
+    make_recipe: Callable[..., Recipe], table: LabelTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "IMAGES_PER_BLOCK", 5)
+    for _ in range(3):
+        images, _ = load_parts(table, make_recipe().data, ["train"])
+        rows = [row["row"] for row in images["train"].dataset.take_all()]
+        assert rows == table.rows("train").tolist()
 
 
 def test_flips_are_flips_at_the_asked_rate(feed: Feed, pixels: np.ndarray) -> None:

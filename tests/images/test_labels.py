@@ -126,6 +126,20 @@ def test_a_users_own_split_is_honoured_and_its_typos_are_told(read: Write) -> No
         read(text.replace("0.png;0;train", "0.png;0;trian"), split={"column": "part"})
 
 
+def test_a_users_own_split_may_not_tear_a_group(read: Write) -> None:
+    parts = ["train", "val", "test"]
+    text = "filename;a;part;module\n" + "\n".join(f"{i}.png;{i % 2};{parts[i % 3]};m{i % 3}" for i in range(30))
+    how = {"split": {"column": "part"}, "group": "module"}
+    assert len(read(text, **how).files) == 30
+    with pytest.raises(BadInput, match="1 group lies in more than one part: m0"):
+        read(text.replace("0.png;0;train;m0", "0.png;0;val;m0", 1), **how)
+
+
+def test_rows_without_a_group_are_groups_of_their_own(read: Write) -> None:
+    text = "filename;a;module\n" + "\n".join(f"{i}.png;{i % 2};" for i in range(30))
+    assert read(text, group="module").parts.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
+
+
 def test_a_part_without_positives_is_told(read: Write) -> None:
     one_positive = "filename;a\n" + "\n".join(f"{i}.png;{int(i == 0)}" for i in range(30))
     with pytest.raises(BadInput, match=r"no positive image falls into the (train|val) part \(1 in all\)"):

@@ -54,7 +54,7 @@ def test_weights_from_a_file_are_those_of_the_body_whatever_its_head(tmp_path: P
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
-    fault = weights_fault("resnet18", str(tmp_path / "r34.pth"))
+    fault = weights_fault("resnet18", 64, str(tmp_path / "r34.pth"))
     assert fault
     assert "do not fit" in fault.problem
 
@@ -69,7 +69,7 @@ class Trap:
 def test_a_file_of_weights_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"trap": Trap()}, tmp_path / "hostile.pth")
-    fault = weights_fault("resnet18", str(tmp_path / "hostile.pth"))
+    fault = weights_fault("resnet18", 64, str(tmp_path / "hostile.pth"))
     assert fault
     assert "not a file of tensors" in fault.problem
     assert not (tmp_path / "sprung").exists()
@@ -78,7 +78,7 @@ def test_a_file_of_weights_runs_no_code(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_download_that_is_impossible_says_how_to_give_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    fault = weights_fault("resnet18", "DEFAULT")
+    fault = weights_fault("resnet18", 224, "DEFAULT")
     assert fault
     assert "cannot be downloaded" in fault.problem
     assert "weights: /path/to" in fault.remedy
@@ -86,7 +86,7 @@ def test_a_download_that_is_impossible_says_how_to_give_a_file(tmp_path: Path, m
 
 
 def test_unknown_weights_are_told_with_those_there_are() -> None:
-    fault = weights_fault("resnet50", "IMAGENET")
+    fault = weights_fault("resnet50", 224, "IMAGENET")
     assert fault
     assert "IMAGENET1K_V2" in fault.remedy
 

@@ -72,12 +72,24 @@ tasks:
         ({"space": {"image_size": {"choice": [64, 500]}}}, "asks for 500 pixels a side"),
         ({"space": {"optimizer": {"choice": ["adam", "adamm"]}}}, "tasks.crack.space.optimizer.choice.1:"),
         ({"space": {"backbone": {"uniform": ["resnet18", "resnet34"]}}}, "a range needs two numbers"),
+        ({"space": {"lr": {"randint": [0.001, 0.5]}}}, "randint needs whole numbers"),
+        ({"default": {"batch_size": 1}}, "tasks.crack.default.batch_size:"),
         ({"space": {"lr": {"normal": [0, 1]}}}, "tasks.crack.space.lr:"),
         ("crack", "tasks.crack:"),
     ],
 )
 def test_an_impossible_task_is_told_where(task: Any, told: str) -> None:
     assert told in faults_of(minimal(tasks={"crack": task}))
+
+
+@pytest.mark.parametrize("name", ["streak", "interruption", "f1", "value", "tasks"])
+def test_a_fault_names_its_task_whatever_the_task_is_called(name: str) -> None:
+    assert f"tasks.{name}.trials:" in faults_of(minimal(tasks={name: {"trials": 0}}))
+
+
+@pytest.mark.parametrize("names", [["error"], ["row"], ["crack", "crack_probability"]])
+def test_a_task_named_like_a_column_of_the_predictions_is_refused(names: list[str]) -> None:
+    assert f"tasks.{names[-1]}: is the name of another column" in faults_of(minimal(tasks={name: {} for name in names}))
 
 
 def test_a_recipe_needs_a_task() -> None:

@@ -149,7 +149,7 @@ def test_a_trial_cut_short_is_handed_out_again_and_counts_once(make_recipe: Make
     resumed = Driver(recipe, slots=2)
     resumed.fill()
     assert list(resumed.live.values()) == list(killed.live.values())
-    assert resumed.ledger.trials["crack"][0].scores == [0.7]
+    assert resumed.ledger.trials["crack"][0].scores == {1: 0.7}
     run_down(resumed)
     assert sum(1 for _ in resumed.run.trials()) == 4
 
@@ -214,6 +214,15 @@ def test_a_failed_trial_is_recorded_and_uses_its_budget(make_recipe: Make) -> No
         driver.searcher.on_trial_complete(trial_id, error=True)
     assert Driver(recipe).fill() == Searcher.FINISHED
     assert {trial.record()["status"] for trial in driver.run.trials()} == {"failed"}
+
+
+def test_a_result_without_an_epoch_is_no_news(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe))
+    driver.fill()
+    trial_id = next(iter(driver.live))
+    driver.epoch(trial_id, 0.5)
+    driver.searcher.on_trial_result(trial_id, {"done": True})
+    assert driver.ledger.trials["crack"][0].scores == {1: 0.5}
 
 
 def test_a_diverged_trial_keeps_its_reason(make_recipe: Make) -> None:
