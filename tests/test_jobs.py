@@ -18,6 +18,7 @@ import yaml
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import plain_recipe
 
+pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
@@ -33,6 +34,7 @@ def address() -> Iterator[str]:
     """A head of our own, ports and temp folder included; ended by its pid."""
     dashboard, agent, gcs, client = (free_port() for _ in range(4))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "token"}
+    environment["PATH"] = f"{RAY.parent}:{environment['PATH']}"  # jobs say `python`
     with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder:
         ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         where = ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}"]

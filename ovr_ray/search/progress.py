@@ -52,10 +52,8 @@ class Progress(tune.Callback):
         config = trial.config
         failed = self._ledger.trials[config["task"]][config["number"]]
         self._ledger.end(failed, "failed", _reason(trial.error_file))
-        told = (
-            f"[red]{failed.folder.name} failed[/red] (all of it: {failed.folder.path / 'error.txt'}): {failed.reason}"
-        )
-        self._console.print(told, highlight=False)
+        told = f"{failed.folder.name} failed (all of it: {failed.folder.path / 'error.txt'}): {failed.reason}"
+        self._console.print(told, style="red", markup=False, highlight=False)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._live:

@@ -11,6 +11,7 @@ import ray
 import ray.data
 import torch
 from ray import tune
+from upath import UPath
 
 from ovr_ray.images import Feed
 from ovr_ray.model import Card, Diverged, Trainer, choose_device, forget, keep_pages, load_training, read_card, save
@@ -62,8 +63,7 @@ class _Session:
         self._folder = job.run.trial(self.task, number)
         self._checkpoints, self._metric = recipe.checkpoints, f"val_{recipe.search.metric}"
         self._last_epoch = recipe.search.max_epochs
-        whole = {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
-        checkpoint = max(whole, key=lambda path: whole[path].epoch, default=None)
+        checkpoint = self._latest_checkpoint()
         self._card = Card(
             task=self.task,
             config=self.config.model_dump(mode="json"),
@@ -92,11 +92,20 @@ class _Session:
         self.restored: dict[str, Any] | None = None
         self._rows: list[dict[str, Any]] = []
         if checkpoint:
-            self.restored = whole[checkpoint].metrics
-            self.trainer.load_state_dict(load_training(checkpoint, sub_model))
-            before = [{str(k): v for k, v in row.items()} for row in self._folder.epochs().to_dict("records")]
-            self._rows = [*(row for row in before if row["epoch"] < self.trainer.epoch), self.restored]
-            self._folder.write_epochs(self._rows)
+            self._restore(*checkpoint)
+
+    def _restore(self, checkpoint: UPath, card: Card) -> None:
+        self.restored = card.metrics
+        self.trainer.load_state_dict(load_training(checkpoint, self.trainer.sub_model))
+        before = [{str(k): v for k, v in row.items()} for row in self._folder.epochs().to_dict("records")]
+        self._rows = [*(row for row in before if row["epoch"] < card.epoch), card.metrics]
+        self._folder.write_epochs(self._rows)
+
+    def _whole_checkpoints(self) -> dict[UPath, Card]:
+        return {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
+
+    def _latest_checkpoint(self) -> tuple[UPath, Card] | None:
+        return max(self._whole_checkpoints().items(), key=lambda found: found[1].epoch, default=None)
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's checkpoint, if one is due, and its row."""
@@ -112,7 +121,7 @@ class _Session:
 
     def _prune(self) -> None:
         """Keep the best checkpoints and the latest; only the latest has to know how to go on."""
-        whole = {path: card for path in self._folder.checkpoints() if (card := read_card(path))}
+        whole = self._whole_checkpoints()
         ranked = sorted(whole, key=lambda path: whole[path].rank(self._metric), reverse=True)
         latest = max(whole, key=lambda path: whole[path].epoch)
         best = ranked[: self._checkpoints.keep]

@@ -54,9 +54,11 @@ def test_every_epoch_is_logged_with_its_counts(finished: RunFolder) -> None:
 def test_a_trial_keeps_its_best_and_its_latest_checkpoint(finished: RunFolder) -> None:
     for trial in finished.trials():
         kept = [int(folder.name[-4:]) for folder in trial.checkpoints()]
-        epochs = trial.epochs()
+        ranked = trial.epochs().sort_values(
+            ["val_f1", "val_average_precision", "epoch"], ascending=[False, False, True]
+        )
         assert len(kept) <= 2
-        assert {int(epochs.epoch.max()), int(epochs.epoch[epochs.val_f1.idxmax()])} == set(kept)
+        assert {ranked.epoch.iloc[0], ranked.epoch.max()} <= set(kept)
 
 
 def test_tune_writes_what_tensorboard_reads(finished: RunFolder) -> None:
@@ -120,9 +122,10 @@ class Search:
             text=True,
         )
 
-    def wait_for_epochs(self, count: int) -> None:
+    def wait_for_epochs(self, count: int, trials: int = 1) -> None:
+        """Until so many trials have so many epochs each."""
         for _ in range(600):
-            if sum(len(trial.epochs()) for trial in self.run.trials()) >= count:
+            if sum(len(trial.epochs()) >= count for trial in self.run.trials()) >= trials:
                 return
             assert self.process.poll() is None, self.output()
             time.sleep(0.2)
@@ -133,10 +136,10 @@ class Search:
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
-    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 6, "scheduler": "none"})
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 12, "scheduler": "none"})
     recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
     search = Search(tmp_path, recipe)
-    search.wait_for_epochs(2)
+    search.wait_for_epochs(1, trials=2)
     search.process.send_signal(signal.SIGINT)
     told = search.output()
     assert search.process.returncode == 130, told
@@ -149,11 +152,12 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     for trial in again.run.trials():
         assert trial.record()["status"] == "finished"
         epochs = trial.epochs()
-        assert epochs.epoch.tolist() == [1, 2, 3, 4, 5, 6]
+        assert epochs.epoch.tolist() == list(range(1, 13))
         resumed_after = len(before[trial.name])  # epochs of before are not trained again
         assert epochs[:resumed_after].time.tolist() == before[trial.name].time.tolist()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
     recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 5, "scheduler": "none", "max_concurrent": 1})
     recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
@@ -166,6 +170,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(c
     assert trial.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_trial_that_crashes_too_often_fails_with_its_reason(cells: Path, tmp_path: Path) -> None:
     sections = {"max_epochs": 30, "scheduler": "none", "max_concurrent": 1, "max_failures": 0}
     recipe = plain_recipe(cells, tmp_path, search=sections)
@@ -181,6 +186,7 @@ def test_a_trial_that_crashes_too_often_fails_with_its_reason(cells: Path, tmp_p
     assert "worker process has died" in trial.record()["reason"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path) -> None:
     recipe = plain_recipe(cells, tmp_path)
     wild = recipe["tasks"]["crack"]["default"] | {"lr": 1e38, "optimizer": "sgd", "schedule": "constant"}
