@@ -37,7 +37,7 @@ class Progress(tune.Callback):
     def setup(self, **info: Any) -> None:
         """Open the live table, where there is a terminal to draw it on."""
         if self._console.is_terminal:
-            self._live = Live(overview(self._ledger), console=self._console, refresh_per_second=2)
+            self._live = Live(overview(self._ledger), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
         self._printed = time.monotonic()
 
