@@ -45,15 +45,19 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
 
 
 def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
-    seen = set()
-    for task_name, task in recipe.tasks.items():
+    """Each combination once, however many tasks have it: weights may have to be downloaded."""
+    asked = {}
+    for name, task in recipe.tasks.items():
         sizes = {size or recipe.data.image_size for size in task.options("image_size")}
-        for backbone in task.options("backbone"):
-            for size, weights in product(sorted(sizes), task.options("weights")):
-                fault = size_fault(backbone, size) or weights_fault(backbone, size, weights)
-                if fault and fault not in seen:
-                    seen.add(fault)
-                    yield replace(fault, where=f"tasks.{task_name}: {fault.where}")
+        for combination in product(task.options("backbone"), sorted(sizes), task.options("weights")):
+            asked.setdefault(combination, name)
+    faults = {}
+    for (backbone, size, weights), name in asked.items():
+        fault = size_fault(backbone, size) or weights_fault(backbone, size, weights)
+        if fault:
+            faults.setdefault(fault, name)
+    for fault, name in faults.items():
+        yield replace(fault, where=f"tasks.{name}: {fault.where}")
 
 
 def _bad_images(recipe: Recipe, table: LabelTable) -> dict[int, str]:
