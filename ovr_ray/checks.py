@@ -46,12 +46,12 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
 
 def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
     """Each combination once, however many tasks have it: weights may have to be downloaded."""
-    asked = {}
+    asked: dict[tuple[str, int, str | None], str] = {}
     for name, task in recipe.tasks.items():
         sizes = {size or recipe.data.image_size for size in task.options("image_size")}
         for combination in product(task.options("backbone"), sorted(sizes), task.options("weights")):
             asked.setdefault(combination, name)
-    faults = {}
+    faults: dict[Fault, str] = {}
     for (backbone, size, weights), name in asked.items():
         fault = size_fault(backbone, size) or weights_fault(backbone, size, weights)
         if fault:
