@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,11 +149,13 @@ def run(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None
 
 def _check_output(output: str | Path | None) -> None:
     """Before the work is done: where its result goes must exist, and last longer than a job's folder."""
+    from ovr_ray import cluster
+
     if output is None or "://" in str(output):
         return
     if not Path(output).absolute().parent.is_dir():
         raise BadInput(Fault(f"--output {output}", "its folder does not exist"))
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(output).is_absolute():
+    if cluster.in_job() and not Path(output).is_absolute():
         raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
 
 

@@ -129,18 +129,14 @@ class RunFolder:
         BadInput
             If they are not; says what differs.
         """
-        begun = (
-            next(self.trials(), None) is not None
-        )  # before the first trial there is nothing that a change could spoil
-        if begun:
+        if next(self.trials(), None):  # before the first trial there is nothing that a change could spoil
             self._refuse_changes(recipe, data_fingerprint)
-        self.path.mkdir(parents=True, exist_ok=True)
-        versions = {"ovr-ray": __version__} | {
-            name: version(name) for name in ("torch", "torchvision", "ray", "optuna")
-        }
-        made_with = {"data_fingerprint": data_fingerprint, "versions": versions}
-        if begun:
             made_with = self.made_with()
+        else:
+            packages = ("torch", "torchvision", "ray", "optuna")
+            versions = {"ovr-ray": __version__} | {name: version(name) for name in packages}
+            made_with = {"data_fingerprint": data_fingerprint, "versions": versions}
+        self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(recipe.resolved().dump() | {_MADE_WITH: made_with}, sort_keys=False, allow_unicode=True)
         write_whole(self.file("recipe.yaml"), text)
         write_whole(self.file("split.csv"), split.to_csv(sep=";", index=False))
@@ -167,14 +163,15 @@ class RunFolder:
             raise BadInput(faults)
 
 
-def write_whole(file: UPath, text: str) -> None:
-    """Write a file so that a reader, or a power cut, finds the old text or the new, never half of it."""
+def write_whole(file: UPath, content: str | bytes) -> None:
+    """Write a file so that a reader, or a power cut, finds the old one or the new, never half of it."""
+    content = content.encode() if isinstance(content, str) else content
     if isinstance(file, Path):
         partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(file)
     else:  # object stores put whole objects
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content)
 
 
 def _flat(plain: Any, path: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from upath import UPath
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.joint.module import JointModel
 from ovr_ray.model import SubModel
+from ovr_ray.run_folder import write_whole
 
 METADATA = "ovr_ray.json"
 """Name of the extra file inside ``joint.pt``."""
@@ -62,9 +63,7 @@ def write_torchscript(
         raise RunFailed(
             f"the scripted model's probabilities differ by {difference:.2g} from its sub-models'; not written"
         )
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(content)
-    partial.rename(file)
+    write_whole(file, content)
     return difference
 
 

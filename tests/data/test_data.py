@@ -4,7 +4,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from data import elpv, synthetic
@@ -46,7 +45,6 @@ def test_elpv_labels_follow_from_probability_and_module_type(tmp_path: Path) -> 
     assert (tmp_path / "out/images/cell0003.png").exists()
 
 
-@pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
 def test_the_real_package_has_2624_images(tmp_path: Path) -> None:
     spec = find_spec("elpv_dataset")
     assert spec

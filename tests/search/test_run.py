@@ -159,12 +159,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
-    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 5, "scheduler": "none", "max_concurrent": 1})
-    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
-    search = Search(tmp_path, recipe)
-    search.wait_for_epochs(2)
-    kill_worker(search.process.pid)
-    told = search.output()
+    search, told = search_whose_worker_is_killed(cells, tmp_path, max_epochs=5)
     assert search.process.returncode == 0, told
     (trial,) = search.run.trials()
     assert trial.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
@@ -172,13 +167,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(c
 
 @pytest.mark.slow
 def test_a_trial_that_crashes_too_often_fails_with_its_reason(cells: Path, tmp_path: Path) -> None:
-    sections = {"max_epochs": 30, "scheduler": "none", "max_concurrent": 1, "max_failures": 0}
-    recipe = plain_recipe(cells, tmp_path, search=sections)
-    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
-    search = Search(tmp_path, recipe)
-    search.wait_for_epochs(1)
-    kill_worker(search.process.pid)
-    told = search.output()
+    search, told = search_whose_worker_is_killed(cells, tmp_path, max_epochs=30, max_failures=0)
     assert search.process.returncode == 1, told
     assert "every trial of task 'crack' failed:\n    crack-0000: failed: " in told
     assert "Traceback" not in told
@@ -197,6 +186,16 @@ def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path)
     assert search.process.returncode == 1, told
     assert "crack-0000: diverged: the training loss became" in told
     assert search.run.trial("inactive", 0).record()["status"] == "finished"
+
+
+def search_whose_worker_is_killed(cells: Path, folder: Path, **search: Any) -> tuple[Search, str]:
+    """A search of one trial, its worker killed after two epochs, run to its end; and what it printed."""
+    recipe = plain_recipe(cells, folder, search={"scheduler": "none", "max_concurrent": 1} | search)
+    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
+    running = Search(folder, recipe)
+    running.wait_for_epochs(2)
+    kill_worker(running.process.pid)
+    return running, running.output()
 
 
 def kill_worker(driver: int) -> None:
