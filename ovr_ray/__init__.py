@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["check", "combine", "evaluate", "init", "predict", "run", "tune"]
+__all__ = ["check", "combine", "evaluate", "init", "predict", "run", "status", "submit", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,6 +80,17 @@ def tune(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> Non
 
 
 @app.command()
+def status(run: RunPath) -> None:
+    """Tell how far a search is, from its run folder alone."""
+    from rich.console import Console
+
+    from ovr_ray.run_folder import RunFolder
+    from ovr_ray.search import status as told
+
+    Console().print(told(RunFolder.open(run)), highlight=False)
+
+
+@app.command()
 def combine(
     run: RunPath,
     pick: Annotated[
@@ -145,6 +156,25 @@ def run(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None
     metrics = verbs.run(_recipe(recipe, overrides), task)
     _tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
+
+
+@app.command()
+def submit(
+    recipe: RecipePath,
+    address: Annotated[str, typer.Option(metavar="URL", help="of the cluster's dashboard, e.g. http://localhost:8265")],
+    overrides: Overrides = [],  # noqa: B006
+    task: Tasks = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(metavar="DIR", help="where the model and its metrics go")] = Path("runs"),
+    install: Annotated[
+        bool, typer.Option("--install", help="pip-install on the nodes what this project needs and they lack")
+    ] = False,
+) -> None:
+    """Tune, combine and evaluate as jobs on a cluster; follow them, and fetch the model home."""
+    from ovr_ray import verbs
+
+    home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
+    if home:
+        typer.echo(f"{home / 'joint.pt'}: the joint model")
 
 
 def _check_output(output: str | Path | None) -> None:

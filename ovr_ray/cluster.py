@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Recipe, Resources
@@ -44,8 +50,8 @@ def connected() -> Iterator[None]:
             remedy = "start that cluster, or unset RAY_ADDRESS to work on this machine alone"
             problem = f"no cluster can be joined at {os.environ['RAY_ADDRESS']!r}: {str(error).strip().splitlines()[0]}"
             raise BadInput(Fault("RAY_ADDRESS", problem, remedy)) from None
-    else:  # a bare ray.init() would join whatever cluster another user left running on this machine
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
+        _start_on_loopback(**quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
@@ -53,9 +59,86 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def _start_on_loopback(**quiet: Any) -> None:
+    """A Ray of our own; a bare ``ray.init()`` would join whatever cluster another user left running on this machine.
+
+    Ray binds its ports to all interfaces unless it thinks that it is on Windows or macOS, where it spares people the
+    firewall's questions. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` says so too, but only before Ray is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(address="local", include_dashboard=False, **quiet)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def has_several_nodes() -> bool:
     """Whether more than one node of the cluster is alive."""
-    return sum(node["Alive"] for node in ray.nodes()) > 1
+    return len(_alive()) > 1
+
+
+def refuse_unseen_storage(run: UPath, image: str) -> None:
+    """Have every node read a marker in the run folder, and find an image.
+
+    Raises
+    ------
+    BadInput
+        Names the nodes that do not see what this one wrote, or the image, or that cannot answer.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    marker = run / f".seen-{uuid.uuid4().hex}"
+    marker.write_text("read by every node\n")
+    try:
+        lacking = _ask_every_node(str(marker), image)
+    finally:
+        marker.unlink()
+    problems = {
+        "storage": f"do not see what this one writes to {run}",
+        "data.images": f"do not see {image}",
+        "cluster": "cannot run this project",
+    }
+    remedy = "name a folder that is mounted on every node, or a bucket that every node may use"
+    remedies = {"cluster": "install it on every node, or send it along: ray job submit --working-dir"}
+    faults = [
+        Fault(field, f"nodes {', '.join(sorted(nodes))} {problems[field]}", remedies.get(field, remedy))
+        for field, nodes in lacking.items()
+    ]
+    if faults:
+        raise BadInput(faults)
+
+
+def _ask_every_node(marker: str, image: str) -> dict[str, list[str]]:
+    """What the nodes lack: field of the recipe, or ``cluster`` where a node cannot answer -> names of nodes."""
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = []
+    for node in _alive():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked.append((node, look.options(scheduling_strategy=there).remote(marker, image)))
+    lacking: dict[str, list[str]] = {}
+    for node, answer in asked:
+        try:
+            fields = ray.get(answer)
+        except RayError:
+            is_gone = node["NodeID"] not in {still["NodeID"] for still in _alive()}
+            fields = [] if is_gone else ["cluster"]
+        for field in fields:
+            lacking.setdefault(field, []).append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})")
+    return lacking
+
+
+def _look(marker: str, image: str) -> list[str]:
+    """On a node: the fields of the recipe whose files cannot be read there."""
+    unseen = [] if UPath(image).exists() else ["data.images"]
+    try:
+        UPath(marker).read_text()
+    except OSError:
+        unseen.append("storage")
+    return unseen
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def refuse_relative_paths(recipe: Recipe, why: str) -> None:
@@ -78,7 +161,7 @@ def per_trial(resources: Resources) -> dict[str, float]:
 
 def slots(need: dict[str, float]) -> int:
     """How many trials fit the cluster as it is now, node by node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in _alive()]
     epsilon = 1e-6  # ten tenths of a GPU are ten trials
     return sum(
         min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.items() if amount) for node in nodes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ovr_ray import checks, cluster, joint, results, search, starter
+from ovr_ray import checks, cluster, joint, results, search, starter, submission
 from ovr_ray.images import LabelTable
 from ovr_ray.recipe import Recipe, load
 from ovr_ray.run_folder import RunFolder
@@ -35,6 +35,11 @@ def tune(recipe: Runnable, tasks: Collection[str] = ()) -> RunFolder:
     return search.tune(_recipe(recipe), tasks)
 
 
+def status(run: RunFolder | str | Path) -> pd.DataFrame:
+    """How far every task of a run is; see :meth:`ovr_ray.search.ledger.Ledger.counts`."""
+    return search.read_ledger(_run(run)).counts()
+
+
 def combine(
     run: RunFolder | str | Path,
     picks: Mapping[str, str] | None = None,
@@ -42,8 +47,7 @@ def combine(
     output: str | None = None,
 ) -> results.Model:
     """Choose the winners and write the joint model; see :func:`ovr_ray.joint.combine`."""
-    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    return results.Model(str(joint.combine(folder, picks, tasks, output)))
+    return results.Model(str(joint.combine(_run(run), picks, tasks, output)))
 
 
 def evaluate(
@@ -62,6 +66,17 @@ def run(recipe: Runnable, tasks: Collection[str] = ()) -> dict[str, Any]:
     """Tune, combine and evaluate; returns the metrics."""
     with cluster.connected():
         return evaluate(combine(tune(recipe, tasks), tasks=tasks))
+
+
+def submit(
+    recipe: Runnable, address: str, tasks: Collection[str] = (), home: str | Path = "runs", install: bool = False
+) -> Path | None:
+    """Tune, combine and evaluate as jobs on a cluster; see :func:`ovr_ray.submission.submit`."""
+    return submission.submit(_recipe(recipe), address, tasks, Path(home), install)
+
+
+def _run(run: RunFolder | str | Path) -> RunFolder:
+    return run if isinstance(run, RunFolder) else RunFolder.open(run)
 
 
 def _recipe(recipe: Runnable) -> Recipe:

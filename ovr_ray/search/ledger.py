@@ -7,9 +7,12 @@ killed is rebuilt from these records and the epochs beside them, so nothing depe
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pandas as pd
 
@@ -18,6 +21,9 @@ from ovr_ray.run_folder import RunFolder, Status, TrialFolder, write_whole
 
 SAVE_CLOCK_EVERY = 5.0
 """Seconds between two writings of the search's clock."""
+
+SIGN_OF_LIFE = 30.0
+"""Seconds since the last writing of the clock in which a search is taken to be running."""
 
 
 @dataclass
@@ -70,7 +76,8 @@ class Ledger:
         self.metric = f"val_{recipe.search.metric}"
         self._run = run
         self._clock_file = run.file("search.json")
-        self._seconds_before = json.loads(self._clock_file.read_text())["seconds"] if self._clock_file.exists() else 0.0
+        clock = json.loads(self._clock_file.read_text()) if self._clock_file.exists() else {}
+        self._seconds_before, self.last_sign = clock.get("seconds", 0.0), clock.get("time", 0.0)
         self._start = self._clock_saved = time.monotonic()
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
         for folder in run.trials():
@@ -83,7 +90,7 @@ class Ledger:
         epochs = folder.epochs()
         trial.scores = dict(zip(epochs["epoch"], epochs[self.metric], strict=True)) if len(epochs) else {}
         if trial.status == "unfinished" and trial.epoch >= self.recipe.search.max_epochs:
-            self.end(trial, "finished")
+            trial.status = "finished"
         self.trials[trial.task].append(trial)
 
     @property
@@ -91,17 +98,35 @@ class Ledger:
         """Time that this search has taken, over all its resumptions."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def save_clock(self, at_once: bool = False) -> None:
+    def save_clock(self) -> None:
         """Write the search's time, if it is due."""
-        if at_once or time.monotonic() - self._clock_saved > SAVE_CLOCK_EVERY:
-            write_whole(self._clock_file, json.dumps({"seconds": round(self.seconds, 1)}))
-            self._clock_saved = time.monotonic()
+        if time.monotonic() - self._clock_saved > SAVE_CLOCK_EVERY:
+            self._write_clock(time.time())
+
+    def stop_clock(self) -> None:
+        """Write the search's time, and that it no longer runs."""
+        self._write_clock(0.0)
+
+    def _write_clock(self, now: float) -> None:
+        write_whole(self._clock_file, json.dumps({"seconds": round(self.seconds, 1), "time": round(now, 1)}))
+        self._clock_saved = time.monotonic()
 
     @property
     def out_of_time(self) -> bool:
         """Whether the time budget is spent."""
         budget = self.recipe.search.time_budget
         return budget is not None and self.seconds >= budget
+
+    def counts(self) -> pd.DataFrame:
+        """How far every task is: trials by status, its budget and its best score, by task name."""
+        rows: dict[str, dict[str, float]] = {}
+        for task, trials in self.trials.items():
+            count = Counter("running" if trial.live else trial.status for trial in trials)
+            best = max((trial.best for trial in trials if trial.best is not None), default=math.nan)
+            columns = ("running", *get_args(Status))
+            rows[task] = {"budget": self.recipe.tasks[task].trials, "begun": len(trials)}
+            rows[task] |= {name: count[name] for name in columns} | {"best": best}
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def live(self, task: str) -> int:
         """How many of a task's trials run now."""
@@ -133,6 +158,13 @@ class Ledger:
         """Record how a trial ended; ``unfinished`` leaves it to a later session."""
         trial.status, trial.reason, trial.live = status, reason, False
         trial.save()
+
+    def settle(self) -> None:
+        """Record the ends of trials that a killed search could no longer record."""
+        for trials in self.trials.values():
+            for trial in trials:
+                if trial.status != trial.folder.record()["status"]:
+                    trial.save()
 
     def complete(self) -> bool:
         """Whether every trial of the tasks at hand has ended."""

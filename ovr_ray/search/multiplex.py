@@ -109,7 +109,6 @@ class MultiplexSearcher(Searcher):
         """Note an epoch's score."""
         if "epoch" in result:
             self._running[trial_id].note(result["epoch"], result[self._ledger.metric])
-        self._ledger.save_clock()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how it ended, and learn from it."""

@@ -1,10 +1,10 @@
-"""The live table: per task, how many trials run and are done, and the best so far with what."""
+"""How far a search is: per task, how many trials run and are done, and the best so far with what."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from ovr_ray.search.ledger import Ledger, Trial
+from ovr_ray.run_folder import RunFolder
+from ovr_ray.search.ledger import SIGN_OF_LIFE, Ledger, Trial
 
 FIRST = ("backbone", "lr")
 """Config fields that are told before the others."""
@@ -42,6 +43,7 @@ class Progress(tune.Callback):
         self._printed = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._ledger.save_clock()
         if self._live:
             self._live.update(overview(self._ledger))
         elif time.monotonic() - self._printed > PRINT_EVERY:
@@ -69,22 +71,50 @@ def overview(ledger: Ledger) -> RenderableType:
     table = Table(title=f"{ledger.recipe.name}: {ledger.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD)
     for column in ("task", "trials", "running", "done", "stopped", "failed", f"best {ledger.metric}"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    for task, row in ledger.counts().iterrows():
+        best = "" if math.isnan(row.best) else f"{row.best:.3f}"
+        counts = (row.running, row.finished, row.stopped, row.failed + row.diverged)
+        table.add_row(str(task), f"{row.begun:g}/{row.budget:g}", *(f"{count:g}" for count in counts), best)
     lines = []
     for task, trials in ledger.trials.items():
-        count = Counter(trial.status for trial in trials)
-        best = max((trial for trial in trials if trial.scores), key=lambda trial: trial.best or 0, default=None)
-        table.add_row(
-            task,
-            f"{len(trials)}/{ledger.recipe.tasks[task].trials}",
-            str(ledger.live(task)),
-            str(count["finished"]),
-            str(count["stopped"]),
-            str(count["failed"] + count["diverged"]),
-            f"{best.best:.3f}" if best else "",
-        )
-        if best:
-            lines.append(f"best of {task}: {best.folder.name} {_told(best, ledger)}".rstrip())
+        trial = max((trial for trial in trials if trial.scores), key=lambda trial: trial.best or 0, default=None)
+        if trial:
+            lines.append(f"best of {task}: {trial.folder.name} {_told(trial, ledger)}".rstrip())
     return Group(table, *lines)
+
+
+def read_ledger(run: RunFolder) -> Ledger:
+    """The ledger of a run, from its folder alone: while it runs, from another machine, or long after.
+
+    Unfinished trials are live in it if the search gave a sign of life lately.
+    """
+    recipe = run.recipe()
+    ledger = Ledger(run, recipe, recipe.tasks)
+    for trials in ledger.trials.values():
+        for trial in trials:
+            trial.live = trial.status == "unfinished" and _runs(ledger)
+    return ledger
+
+
+def status(run: RunFolder) -> RenderableType:
+    """The live table, and what a person may do next."""
+    ledger = read_ledger(run)
+    lines = []
+    counts = ledger.counts()
+    if _runs(ledger):
+        lines.append("A search is running.")
+    elif ledger.complete():
+        lines.append(f"Complete; ovr-ray combine {run.path} makes the joint model.")
+    else:
+        waiting = int((counts.budget - counts.begun).clip(lower=0).sum() + counts.unfinished.sum())
+        lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe goes on.")
+    lost = (trial for trials in ledger.trials.values() for trial in trials if trial.status in ("failed", "diverged"))
+    lines += [f"{trial.folder.name} {trial.status}: {trial.reason}" for trial in lost]
+    return Group(overview(ledger), *lines)
+
+
+def _runs(ledger: Ledger) -> bool:
+    return time.time() - ledger.last_sign < SIGN_OF_LIFE
 
 
 def _told(trial: Trial, ledger: Ledger) -> str:

@@ -59,15 +59,19 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         cluster.refuse_relative_paths(recipe, "a job runs in a copy of its folder that goes away")
     table = check(recipe)
     with cluster.connected():
-        if cluster.has_several_nodes():
+        several = cluster.has_several_nodes()
+        if several:
             cluster.refuse_relative_paths(recipe, "this cluster has several nodes")
         recipe = recipe.resolved()
         need = cluster.per_trial(recipe.resources)
-        _check_fits(recipe, need)
+        _check_fits(recipe, need, console)
         run = RunFolder.of(recipe)
+        if several:
+            cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
         split = pd.DataFrame({"filename": table.files, "part": table.parts})
         run.begin(recipe, table.fingerprint(), split)
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
+        ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:
             _search(run, recipe, table, ledger, need, console)
         console.print(overview(ledger))
@@ -114,7 +118,7 @@ def _search(
     try:
         tuner.fit()
     finally:
-        ledger.save_clock(at_once=True)
+        ledger.stop_clock()
 
 
 def _name(trial: TuneTrial) -> str:
@@ -125,11 +129,17 @@ def _slots(max_concurrent: int | None, need: dict[str, float]) -> int:
     return max_concurrent or max(1, cluster.slots(need))
 
 
-def _check_fits(recipe: Recipe, need: dict[str, float]) -> None:
-    if recipe.search.max_concurrent is None and not cluster.slots(need):
-        asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
+def _check_fits(recipe: Recipe, need: dict[str, float], console: Console) -> None:
+    if cluster.slots(need):
+        return
+    asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
+    if recipe.search.max_concurrent is None:
         remedy = "ask for less, or set search.max_concurrent where nodes are started on demand"
         raise BadInput(Fault("resources", f"no node of this cluster has {asked}, which a trial asks for", remedy))
+    told = (
+        f"Waiting for nodes with {asked}, up to {recipe.search.max_concurrent} trials' worth; `ray status` tells more"
+    )
+    console.print(told, highlight=False)
 
 
 def _report_skipped(images: dict[Part, ImageSet], table: LabelTable, console: Console) -> None:

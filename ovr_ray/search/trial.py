@@ -61,6 +61,8 @@ class _Session:
         self.task, number = given["task"], given["number"]
         self.config = Config(**{name: value for name, value in given.items() if name in Config.model_fields})
         self._folder = job.run.trial(self.task, number)
+        if not self._folder.path.exists():  # a node that joined after the search began was not asked
+            raise RuntimeError(f"node {ray.util.get_node_ip_address()} does not see {self._folder.path}")
         self._checkpoints, self._metric = recipe.checkpoints, f"val_{recipe.search.metric}"
         self._last_epoch = recipe.search.max_epochs
         checkpoint = self._latest_checkpoint()

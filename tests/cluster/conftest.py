@@ -1,0 +1,108 @@
+"""A cluster that `ray up` made over ssh, on hosts in network namespaces, as docs/clusters.md has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.hosts import Hosts, missing
+
+PROJECT = Path(__file__).parents[2]
+ADDRESS = "http://localhost:8265"
+SUBMIT = ("ray", "job", "submit", "--address", ADDRESS, "--working-dir", ".", "--")
+SIZE = " --num-cpus=1 --object-store-memory=200000000"
+"""Hosts share this machine's two cores."""
+
+
+@dataclass
+class Cluster:
+    """Hosts with a running Ray, and where they keep things."""
+
+    hosts: Hosts
+    config: Path
+    shared: Path
+    begin: float = field(default_factory=time.monotonic)
+
+    def laptop(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on the laptop, in this project's folder."""
+        return self.hosts.run("laptop", *command, folder=PROJECT, **environment)
+
+    def submit(self, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """``ray job submit`` of this project."""
+        return self.laptop(*SUBMIT, *entrypoint, **environment)
+
+    def start_job(self, *entrypoint: str) -> subprocess.Popen[str]:
+        """``ray job submit``, not waited for."""
+        return self.hosts.start("laptop", *SUBMIT, *entrypoint, folder=PROJECT)
+
+    def nodes(self) -> dict[str, Any]:
+        """GPUs of every node that is alive, by host, as the head sees them."""
+        code = (
+            "import json, ray; ray.init(address='auto', logging_level=40, log_to_driver=False); "
+            "alive = [node for node in ray.nodes() if node['Alive']]; "
+            "print(json.dumps({node['NodeManagerHostname']: node['Resources'].get('GPU', 0) for node in alive}))"
+        )
+        told = self.hosts.run("head", str(Path.home() / "ovr-ray/.venv/bin/python"), "-c", code)
+        return yaml.safe_load(told.stdout.splitlines()[-1])
+
+    def wait_for(self, happened: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Look every two seconds; tells the time, for the timeline in docs/clusters.md."""
+        end = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < end, f"not within {seconds} s: {what}"
+            time.sleep(2)
+        self.tell(what)
+
+    def tell(self, what: str) -> None:
+        """A line of the timeline."""
+        print(f"{time.monotonic() - self.begin:5.0f} s  {what}", flush=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`ray up` of jobs/clusters/onprem.yaml on a head and two workers with a declared GPU each; `ray down`."""
+    if lacking := missing():
+        packages = "apt-get install iproute2 openssh-server openssh-client rsync"
+        told = f"test hosts need {', '.join(lacking)}: as root, {packages}"
+        if os.environ.get("CI"):
+            pytest.fail(told)
+        pytest.skip(told)
+    folder, shared = tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")
+    with Hosts(folder, workers=2, shared=[PROJECT, shared]) as hosts:
+        made = Cluster(hosts, shared / "onprem.yaml", shared)
+        made.config.write_text(yaml.safe_dump(filled_in(hosts)))
+        assert made.laptop("ray", "get-auth-token", "--generate").returncode == 0
+        up = made.laptop("ray", "up", "-y", str(made.config))
+        assert up.returncode == 0, up.stdout
+        made.tell("ray up has returned")
+        made.wait_for(lambda: made.nodes() == {"head": 0, "w1": 1, "w2": 1}, "both workers have joined")
+        tunnel_command = hosts.command("laptop", "ray", "dashboard", str(made.config), folder=PROJECT)
+        with (folder / "tunnel.log").open("w") as log:
+            tunnel = subprocess.Popen(tunnel_command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        made.wait_for(lambda: made.laptop("ray", "job", "list", "--address", ADDRESS).returncode == 0, "a tunnel")
+        yield made
+        down = made.laptop("ray", "down", "-y", str(made.config))
+        tunnel.kill()
+        tunnel.wait(30)
+        assert down.returncode == 0, down.stdout
+        assert "No nodes remaining" in down.stdout
+        made.tell("ray down has returned")
+
+
+def filled_in(hosts: Hosts) -> dict[str, Any]:
+    """jobs/clusters/onprem.yaml with what a person fills in, and sizes that fit this machine."""
+    config = yaml.safe_load((PROJECT / "jobs" / "clusters" / "onprem.yaml").read_text())
+    addresses = [hosts.addresses[name] for name in hosts.workers]
+    config["provider"] |= {"head_ip": hosts.addresses["head"], "worker_ips": addresses}
+    config["auth"]["ssh_user"] = "root"
+    config["head_start_ray_commands"][-1] += SIZE
+    config["worker_start_ray_commands"][-1] += f"{SIZE} --num-gpus=1"
+    return config

@@ -1,0 +1,103 @@
+"""From a laptop to a cluster and back: `ray up`, jobs, a worker lost mid-search, `ray down`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from data.elpv import prepare
+from ovr_ray.run_folder import RunFolder
+from tests.cluster.conftest import Cluster
+
+TASKS = {"defective", "monocrystalline"}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def quickstart(cluster: Cluster) -> list[str]:
+    """The quickstart's job on shared folders, fewer images and epochs, more trials, two a GPU."""
+    spec = importlib.util.find_spec("elpv_dataset")
+    assert spec is not None
+    assert spec.origin is not None
+    prepare(Path(spec.origin).parent / "data", cluster.shared / "elpv")
+    sets = {
+        "data.labels": cluster.shared / "elpv" / "data.csv",
+        "data.images": cluster.shared / "elpv",
+        "storage": cluster.shared / "runs",
+        "data.limit": 240,
+        "search.max_epochs": 3,
+        "tasks.defective.trials": 8,
+        "tasks.monocrystalline.trials": 8,
+        "resources": "{cpu: 0.5, gpu: 0.5}",
+    }
+    return ["jobs/recipes/quickstart.yaml", *(f"--set={key}={value}" for key, value in sets.items())]
+
+
+def test_nobody_without_the_token_can_submit_a_job(cluster: Cluster) -> None:
+    without = cluster.submit("python", "-c", "1", RAY_AUTH_MODE="disabled")
+    assert without.returncode != 0
+    assert "401" in without.stdout or "Unauthorized" in without.stdout, without.stdout
+    wrong = cluster.submit("python", "-c", "1", RAY_AUTH_TOKEN="0" * 64)
+    assert wrong.returncode != 0
+    assert "403" in wrong.stdout or "Forbidden" in wrong.stdout, wrong.stdout
+
+
+def test_storage_that_a_worker_does_not_see_is_refused_with_its_name(cluster: Cluster, quickstart: list[str]) -> None:
+    refused = cluster.submit("python", "jobs/tune.py", *quickstart, "--set=storage=/tmp/on-this-host-alone")
+    assert refused.returncode != 0
+    assert "nodes w1 (10.77.0.11), w2 (10.77.0.12) do not see" in refused.stdout.replace("\n", " "), refused.stdout
+    assert "Traceback" not in refused.stdout
+
+
+def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluster, quickstart: list[str]) -> None:
+    running = cluster.start_job("python", "jobs/tune.py", *quickstart)
+    cluster.tell("ray job submit of the quickstart")
+
+    def wait_for_epochs(hosts: set[str], tasks: set[str], what: str, since: float = 0) -> None:
+        def happened() -> bool:
+            assert running.poll() is None, running.communicate()[0]
+            seen = epochs_of(cluster, since)
+            return hosts <= set(seen.host) and all(tasks <= set(seen.task[seen.host == host]) for host in hosts)
+
+        cluster.wait_for(happened, what, 240)
+
+    wait_for_epochs({"w1", "w2"}, set(), "both workers train")
+    cluster.hosts.crash("w1")
+    crashed = time.time()
+    cluster.tell("every process of w1 has been killed")
+    wait_for_epochs({"w2"}, TASKS, "w2 has trained both tasks", crashed)
+    cluster.hosts.boot("w1")
+    booted = time.time()
+    cluster.tell("w1 is switched on again")
+    wait_for_epochs({"w1"}, TASKS, "w1 is back and has trained both tasks", booted)
+    told = running.communicate(timeout=400)[0]
+    assert running.returncode == 0, told
+    cluster.tell("the search has ended")
+    run = RunFolder.open(cluster.shared / "runs" / "quickstart")
+    records = [trial.record() for trial in run.trials()]
+    assert [record["task"] for record in records] == ["defective"] * 8 + ["monocrystalline"] * 8
+    assert {record["status"] for record in records} <= {"finished", "stopped"}
+    for trial in run.trials():
+        assert trial.epochs().epoch.tolist() == list(range(1, len(trial.epochs()) + 1))
+
+
+def test_combine_and_evaluate_run_as_jobs(cluster: Cluster) -> None:
+    run = RunFolder.open(cluster.shared / "runs" / "quickstart")
+    for job in ("combine", "evaluate"):
+        done = cluster.submit("python", f"jobs/{job}.py", str(run.path))
+        assert done.returncode == 0, done.stdout
+        cluster.tell(f"{job} has ended")
+    assert set(json.loads(run.file("metrics.json").read_text())["tasks"]) == TASKS
+
+
+def epochs_of(cluster: Cluster, since: float) -> pd.DataFrame:
+    """Task and host of the epochs that Tune has recorded since then."""
+    files = (cluster.shared / "runs" / "quickstart" / "trials").glob("*/result.json")
+    results = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
+    seen = [(r["config"]["task"], r["hostname"]) for r in results if r["timestamp"] > since]
+    return pd.DataFrame(seen, columns=["task", "host"])
