@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from upath import UPath
 
 from data.synthetic import generate
 from ovr_ray.recipe import Recipe, parse
@@ -19,6 +22,13 @@ BACKBONE = "shufflenet_v2_x0_5"
 """The smallest network of torchvision's."""
 
 SIZE = 32
+
+
+def free_port() -> int:
+    """One that nobody on this machine listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +99,17 @@ def finished(cells: Path, tmp_path_factory: pytest.TempPathFactory, ray_session:
     recipe = parse(plain_recipe(cells, tmp_path_factory.mktemp("runs")))
     ovr_ray.run(recipe)
     return RunFolder.of(recipe)
+
+
+@pytest.fixture(scope="session")
+def copied() -> Callable[[RunFolder, Path], RunFolder]:
+    """Copies a run folder to another storage, to be changed there."""
+
+    def copy(run: RunFolder, storage: Path) -> RunFolder:
+        there = RunFolder(UPath(storage / run.path.name))
+        shutil.copytree(str(run.path), str(there.path))
+        recipe = there.file("recipe.yaml")
+        recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
+        return there
+
+    return copy

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+from upath import UPath
 
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import plain_recipe
+from tests.conftest import free_port, plain_recipe
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +47,27 @@ def address() -> Iterator[str]:
 
 
 def wait_for_agent(address: str) -> None:
-    for _ in range(30):
-        if submit(address, "true").returncode == 0:
-            return
-        time.sleep(1)
-    raise AssertionError("the head takes no jobs")
+    wait_for(lambda: submit(address, "true").returncode == 0)
 
 
-def submit(address: str, *entrypoint: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def submit(
+    address: str, *entrypoint: str, folder: Path | None = None, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     working_dir = ["--working-dir", str(folder)] if folder else []
-    command = [RAY, "job", "submit", "--address", address, *working_dir, "--", *entrypoint]
+    return ray("job", "submit", "--address", address, *working_dir, *options, "--", *entrypoint)
+
+
+def ray(*command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_AUTH_MODE": "token"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    return subprocess.run([RAY, *command], capture_output=True, text=True, env=environment, timeout=250, check=False)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if happened():
+            return
+        time.sleep(0.5)
+    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +79,62 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tune_and_combine_run_as_jobs(address: str, project: Path, cells: Path, tmp_path: Path) -> None:
-    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 1})
+def test_a_stopped_job_goes_on_where_it_was_when_it_is_submitted_again(
+    address: str, project: Path, cells: Path, tmp_path: Path
+) -> None:
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 8, "scheduler": "none"})
+    recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 2}}
+    (project / "stopped.yaml").write_text(yaml.safe_dump(recipe))
+    entrypoint = ("python", "jobs/tune.py", "stopped.yaml")
+    begun = submit(address, *entrypoint, folder=project, options=("--no-wait", "--submission-id", "to-be-stopped"))
+    assert begun.returncode == 0, begun.stdout
+    run = RunFolder(UPath(tmp_path / "tiny"))
+    wait_for(lambda: sum(len(trial.epochs()) >= 2 for trial in run.trials()) == 2)
+    stopped = ray("job", "stop", "--address", address, "to-be-stopped")
+    assert "was stopped" in stopped.stdout, stopped.stdout
+    before = {trial.name: trial.epochs() for trial in run.trials()}
+    again = submit(address, *entrypoint, folder=project)
+    assert again.returncode == 0, again.stdout
+    for trial in run.trials():
+        epochs, known = trial.epochs(), len(before[trial.name])
+        assert epochs.epoch.tolist() == list(range(1, 9))
+        assert epochs[:known].time.tolist() == before[trial.name].time.tolist()
+
+
+def test_submit_goes_all_the_way_and_fetches_the_model_home(address: str, cells: Path, tmp_path: Path) -> None:
+    recipe = plain_recipe(cells, tmp_path / "cluster", search={"max_epochs": 1})
     recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
-    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    tuned = submit(address, "python", "jobs/tune.py", "recipe.yaml", folder=project)
-    assert tuned.returncode == 0, tuned.stdout
-    run = RunFolder.open(tmp_path / "tiny")
-    assert {trial.record()["status"] for trial in run.trials()} == {"finished"}
-    combined = submit(address, "python", "jobs/combine.py", str(run.path), folder=project)
-    assert combined.returncode == 0, combined.stdout
-    assert run.file("joint.pt").exists()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "ovr_ray.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", address]
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    home = ["--output", str(tmp_path / "home")]
+    done = subprocess.run([*command, *home], capture_output=True, text=True, env=environment, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "AP: average precision" in done.stdout
+    assert {file.name for file in (tmp_path / "home" / "tiny").iterdir()} >= {
+        "joint.pt",
+        "metrics.json",
+        "winners.json",
+    }
+    wrong = [*command, "--set=name=wrong", f"--set=data.labels={tmp_path / 'no.csv'}"]
+    refused = subprocess.run(wrong, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "no.csv: no such file" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_what_a_cluster_lacks_is_installed_for_the_job(address: str) -> None:
+    code = "from importlib.metadata import distribution as d; print('it lies in', d('ovr-ray').locate_file(''))"
+    environment = ("--runtime-env-json", json.dumps({"pip": ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}[lite]"]}))
+    job = submit(address, "python", "-c", code, folder=PROJECT, options=environment)
+    assert job.returncode == 0, job.stdout
+    assert re.search("it lies in .*runtime_resources/pip", job.stdout), job.stdout
+
+
+def test_images_runs_and_caches_are_not_uploaded(address: str) -> None:
+    job = submit(address, "du", "-sk", ".", folder=PROJECT)
+    kilobytes = int(re.search(r"^(\d+)\s+\.$", job.stdout, re.MULTILINE).group(1))  # type: ignore[union-attr]
+    assert kilobytes < 2048
 
 
 def test_a_job_refuses_relative_paths_with_the_reason(address: str, project: Path, cells: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def load(table: LabelTable, part: Part, data: Data) -> ImageSet:
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     read = partial(_read_and_decode, root=data.images, color=data.color, size=data.image_size)
     # no CPU is claimed: blocks that are lost with a node are read again while trials hold every CPU there is
-    readers = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1))))
+    readers = ray.data.TaskPoolStrategy(size=max(1, min(len(blocks), int(ray.cluster_resources().get("CPU", 1)))))
     dataset = ray.data.from_pandas(blocks).map_batches(read, batch_size=None, compute=readers, num_cpus=0).materialize()
     errors = dataset.select_columns(["row", "error"]).to_pandas()
     bad = errors[errors.error != ""]

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
@@ -116,7 +118,7 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
     """
     try:
         if path.endswith(".parquet"):
-            table = pd.read_parquet(path)
+            table = _read_parquet(path)
             table = table.astype(object).where(table.notna(), "").astype(str)
             table.index = pd.RangeIndex(1, len(table) + 1)
         else:
@@ -143,6 +145,24 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
     if table.empty:
         raise BadInput(Fault(path, "has no rows"))
     return table
+
+
+def _read_parquet(path: str) -> pd.DataFrame:
+    """Columns of plain values only: Ray's extension types unpickle what a stranger wrote as soon as they are read."""
+    with UPath(path).open("rb") as file:
+        parquet = pq.ParquetFile(file)
+        strange = [field.name for field in parquet.schema_arrow if not _is_plain(field.type)]
+        if strange:
+            problem = f"columns {', '.join(map(repr, strange))} hold no numbers or text"
+            raise BadInput(Fault(path, problem, "a label file has a column of filenames, and of 0 and 1 a label"))
+        return parquet.read().to_pandas(ignore_metadata=True)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    plain = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
+    return any(test(kind) for test in (*plain, pa.types.is_large_string, pa.types.is_decimal, pa.types.is_temporal))
 
 
 def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = None) -> pd.Series:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from upath import UPath
 
+from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model import backbones
 from ovr_ray.model.sub_model import SubModel
 
@@ -110,4 +112,10 @@ def _bytes(state: dict[str, Any]) -> bytes:
 
 
 def _load(file: UPath) -> dict[str, Any]:
-    return torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        problem = f"is not a file of tensors: {str(error).splitlines()[0]}"
+        raise BadInput(
+            Fault(str(file), problem, "delete its checkpoint's folder: the next best is taken then")
+        ) from None

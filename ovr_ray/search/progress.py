@@ -28,10 +28,19 @@ PRINT_EVERY = 30.0
 
 
 class Progress(tune.Callback):
-    """Shows the ledger while the search runs, and keeps the reasons of failures."""
+    """Shows the ledger while the search runs, and keeps the reasons of failures.
 
-    def __init__(self, ledger: Ledger, console: Console) -> None:
-        self._ledger, self._console = ledger, console
+    Parameters
+    ----------
+    ledger : Ledger
+    console : Console
+    needs_gpu : bool
+        Whether trials hold a GPU; a node on which torch sees none is then told, once.
+    """
+
+    def __init__(self, ledger: Ledger, console: Console, needs_gpu: bool = False) -> None:
+        self._ledger, self._console, self._needs_gpu = ledger, console, needs_gpu
+        self._without_gpu: set[str] = set()
         self._live: Live | None = None
         self._printed = 0.0
 
@@ -49,6 +58,15 @@ class Progress(tune.Callback):
         elif time.monotonic() - self._printed > PRINT_EVERY:
             self._console.print(overview(self._ledger))
             self._printed = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        node = result.get("hostname", "")
+        if self._needs_gpu and result.get("device") == "cpu" and node not in self._without_gpu:
+            self._without_gpu.add(node)
+            told = f"Trials on {node} hold a GPU but train on the CPU: torch sees none there. Is the driver too old?"
+            self._console.print(told, style="yellow", highlight=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config

@@ -111,7 +111,7 @@ def _search(
             name="trials",
             storage_path=str(run.path),
             failure_config=ray_tune.FailureConfig(max_failures=recipe.search.max_failures),
-            callbacks=[Progress(ledger, console)],
+            callbacks=[Progress(ledger, console, needs_gpu=bool(need["GPU"]))],
             verbose=0,
         ),
     )
@@ -136,9 +136,7 @@ def _check_fits(recipe: Recipe, need: dict[str, float], console: Console) -> Non
     if recipe.search.max_concurrent is None:
         remedy = "ask for less, or set search.max_concurrent where nodes are started on demand"
         raise BadInput(Fault("resources", f"no node of this cluster has {asked}, which a trial asks for", remedy))
-    told = (
-        f"Waiting for nodes with {asked}, up to {recipe.search.max_concurrent} trials' worth; `ray status` tells more"
-    )
+    told = f"Waiting for nodes with {asked}, for {recipe.search.max_concurrent} trials; `ray status` tells more"
     console.print(told, highlight=False)
 
 

@@ -46,6 +46,7 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
         tune.report(session.restored)
     try:
         for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
+            metrics["device"] = trainer.device.type
             session.save(metrics)
             tune.report(metrics)
     except Diverged as reason:

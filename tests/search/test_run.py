@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -71,17 +70,15 @@ def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
     assert before == {str(file): file.stat().st_mtime for file in finished.path.rglob("epochs.csv")}
 
 
-def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(finished: RunFolder, tmp_path: Path) -> None:
-    shutil.copytree(str(finished.path), tmp_path / "tiny")
-    recipe = finished.recipe().model_copy(update={"storage": str(tmp_path)})
-    file = tmp_path / "tiny" / "recipe.yaml"
-    file.write_text(file.read_text().replace(str(finished.path.parent), str(tmp_path)))
-    run = RunFolder.of(recipe)
+def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(
+    finished: RunFolder, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
+) -> None:
+    run = copied(finished, tmp_path)
     last = next(trial for trial in run.trials() if trial.record()["status"] == "finished")
     epochs = last.epochs()
     last.write_record(last.record() | {"status": "unfinished"})
     last.write_epochs(epochs[:-1].to_dict("records"))  # type: ignore[arg-type]
-    ovr_ray.tune(recipe)
+    ovr_ray.tune(run.recipe())
     assert last.record()["status"] == "finished"
     assert last.epochs().equals(epochs)
 
