@@ -124,11 +124,13 @@ def test_submit_goes_all_the_way_and_fetches_the_model_home(address: str, cells:
 
 
 def test_what_a_cluster_lacks_is_installed_for_the_job(address: str) -> None:
-    code = "from importlib.metadata import distribution as d; print('it lies in', d('ovr-ray').locate_file(''))"
+    code = (
+        "from importlib.metadata import distributions as all; print(*[d.locate_file('') for d in all(name='ovr-ray')])"
+    )
     environment = ("--runtime-env-json", json.dumps({"pip": ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}[lite]"]}))
     job = submit(address, "python", "-c", code, folder=PROJECT, options=environment)
     assert job.returncode == 0, job.stdout
-    assert re.search("it lies in .*runtime_resources/pip", job.stdout), job.stdout
+    assert re.search("runtime_resources/pip/.*site-packages", job.stdout), job.stdout
 
 
 def test_images_runs_and_caches_are_not_uploaded(address: str) -> None:
