@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -98,12 +98,18 @@ def combine(
     ] = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     output: Annotated[str | None, typer.Option(help="where the model goes [RUN/joint.pt]")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of so many trials a task")] = 1,
+    flip_average: Annotated[bool, typer.Option("--flip-average", help="average over an image's four flips")] = False,
+    calibrate: Annotated[
+        Literal["platt", "temperature"] | None, typer.Option(help="make probabilities frequencies")
+    ] = None,
 ) -> None:
-    """Choose every task's best checkpoint and assemble the joint TorchScript model."""
-    from ovr_ray import verbs
+    """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
+    from ovr_ray import joint, verbs
 
     _check_output(output)
-    model = verbs.combine(run, _picks(pick), task, output)
+    refinement = joint.Refinement(top_k, flip_average, calibrate)
+    model = verbs.combine(run, _picks(pick), task, output, refinement)
     _tell_winners(model.metadata)
     typer.echo(str(model.file))
 
@@ -203,11 +209,17 @@ def _picks(picks: list[str]) -> dict[str, str]:
 
 
 def _tell_winners(metadata: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ovr_ray.joint import table_of
+
     for label, threshold in zip(metadata["labels"], metadata["thresholds"], strict=True):
         metrics = metadata["metrics"][label]
         typer.echo(
             f"{label}: {metadata['winners'][label]}, validation F1 {metrics['val_f1']:.3f} at threshold {threshold:.3f}"
         )
+    if refinement := metadata.get("refinement"):
+        Console().print(table_of({task: told["validation"] for task, told in refinement.items()}))
 
 
 def _tell_metrics(metrics: dict[str, Any]) -> None:

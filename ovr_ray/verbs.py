@@ -45,9 +45,10 @@ def combine(
     picks: Mapping[str, str] | None = None,
     tasks: Collection[str] = (),
     output: str | None = None,
+    refinement: joint.Refinement = joint.PLAIN,
 ) -> results.Model:
     """Choose the winners and write the joint model; see :func:`ovr_ray.joint.combine`."""
-    return results.Model(str(joint.combine(_run(run), picks, tasks, output)))
+    return results.Model(str(joint.combine(_run(run), picks, tasks, output, refinement)))
 
 
 def evaluate(

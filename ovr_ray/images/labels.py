@@ -45,6 +45,21 @@ class LabelTable:
         """Row numbers of a part, ascending (int64)."""
         return np.flatnonzero(self.parts == part)
 
+    def named(self, files: pd.Series) -> LabelTable:
+        """The rows of these files, in their order.
+
+        Raises
+        ------
+        BadInput
+            If the table lacks one.
+        """
+        rows = pd.Index(self.files).get_indexer(files)
+        if (rows < 0).any():
+            gone = files[rows < 0]
+            problem = f"{len(gone)} images of the run's split are no longer in the label file, {gone.iloc[0]} for one"
+            raise BadInput(Fault("data.labels", problem, "bring back the label file that the run began with"))
+        return LabelTable(*(part.iloc[rows].reset_index(drop=True) for part in (self.files, self.labels, self.parts)))
+
     def pos_weight(self, task: str) -> float:
         """Negatives / positives of the train part."""
         train = self.labels.loc[self.parts == "train", task]

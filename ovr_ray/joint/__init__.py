@@ -2,7 +2,19 @@
 
 from ovr_ray.joint.combine import combine
 from ovr_ray.joint.export import METADATA, load_torchscript, write_torchscript
-from ovr_ray.joint.module import JointModel
+from ovr_ray.joint.module import Ensemble, JointModel
+from ovr_ray.joint.refine import PLAIN, Refinement, table_of
 from ovr_ray.joint.winners import Winner
 
-__all__ = ["METADATA", "JointModel", "Winner", "combine", "load_torchscript", "write_torchscript"]
+__all__ = [
+    "METADATA",
+    "PLAIN",
+    "Ensemble",
+    "JointModel",
+    "Refinement",
+    "Winner",
+    "combine",
+    "load_torchscript",
+    "table_of",
+    "write_torchscript",
+]

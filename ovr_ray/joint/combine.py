@@ -9,12 +9,13 @@ import torch
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import BadImage, read_image
+from ovr_ray.images import BadImage, read_image, read_labels
 from ovr_ray.joint import winners
 from ovr_ray.joint.export import write_torchscript
-from ovr_ray.joint.module import JointModel
+from ovr_ray.joint.module import Ensemble, JointModel
+from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, validation_images
 from ovr_ray.joint.winners import Winner
-from ovr_ray.model import load_sub_model
+from ovr_ray.model import SubModel, load_sub_model
 from ovr_ray.run_folder import RunFolder
 
 PROVEN_ON = 8
@@ -26,6 +27,7 @@ def combine(
     picks: Mapping[str, str] | None = None,
     tasks: Collection[str] = (),
     output: str | None = None,
+    refinement: Refinement = PLAIN,
 ) -> UPath:
     """Choose every task's winner and write the joint model.
 
@@ -36,6 +38,8 @@ def combine(
         As in :func:`ovr_ray.joint.winners.choose`.
     output : str, optional
         Where the model goes; default: ``joint.pt`` in the run folder.
+    refinement : Refinement
+        More than each task's best checkpoint.
 
     Returns
     -------
@@ -43,18 +47,55 @@ def combine(
         The model's file.
     """
     chosen = winners.choose(run, picks or {}, tasks)
-    sub_models = [load_sub_model(winner.checkpoint, winner.card) for winner in chosen.values()]
-    model = JointModel(list(chosen), sub_models, [winner.card.threshold for winner in chosen.values()]).eval()
+    refined = _refined(run, chosen, refinement) if refinement else {}
+    sub_models: list[SubModel | Ensemble] = [
+        refined[task].ensemble if task in refined else load_sub_model(winner.checkpoint, winner.card)
+        for task, winner in chosen.items()
+    ]
+    thresholds = [refined[t].threshold if t in refined else winner.card.threshold for t, winner in chosen.items()]
+    model = JointModel(list(chosen), sub_models, thresholds).eval()
     file = UPath(output) if output else run.file("joint.pt")
-    write_torchscript(model, file, _metadata(run, chosen), _real_images(run))
-    winners.write(run, chosen)
+    metadata = _metadata(run, chosen, thresholds)
+    told = {task: _told(task_refined) for task, task_refined in refined.items()}
+    if told:
+        metadata["refinement"] = told
+    write_torchscript(model, file, metadata, _real_images(run))
+    winners.write(run, chosen, told)
     return file
 
 
-def _metadata(run: RunFolder, chosen: Mapping[str, Winner]) -> dict[str, Any]:
+def _refined(run: RunFolder, chosen: Mapping[str, Winner], wanted: Refinement) -> dict[str, Refined]:
+    recipe = run.recipe()
+    split = run.split()
+    tasks = {task: recipe.tasks[task] for task in chosen}
+    table = read_labels(recipe.data.model_copy(update={"limit": None}), tasks, split_too=False)
+    table = table.named(split.filename[split.part == "val"])
+    images, rows = validation_images(recipe.data, table.files.tolist())
+    refined = {}
+    for task, winner in chosen.items():
+        members = [winner, *winners.runners_up(run, task, winner, wanted.top_k - 1)]
+        sub_models = [load_sub_model(member.checkpoint, member.card) for member in members]
+        names = [f"{member.trial}@{member.card.epoch}" for member in members]
+        truth = table.labels[task].to_numpy()[rows]
+        refined[task] = refine(names, sub_models, wanted, tasks[task].threshold, images, truth)
+    return refined
+
+
+def _told(refined: Refined) -> dict[str, Any]:
+    ensemble = refined.ensemble
+    return {
+        "threshold": refined.threshold,
+        "members": refined.members,
+        "flip_average": ensemble.flip_average,
+        "calibration": {"scale": ensemble.scale, "shift": ensemble.shift},
+        "validation": refined.steps,
+    }
+
+
+def _metadata(run: RunFolder, chosen: Mapping[str, Winner], thresholds: list[float]) -> dict[str, Any]:
     return {
         "labels": list(chosen),
-        "thresholds": [winner.card.threshold for winner in chosen.values()],
+        "thresholds": thresholds,
         "winners": {task: f"{winner.trial}, epoch {winner.card.epoch}" for task, winner in chosen.items()},
         "metrics": {task: winner.card.metrics for task, winner in chosen.items()},
         "recipe": run.recipe().dump(),

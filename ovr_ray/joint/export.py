@@ -16,7 +16,7 @@ import torch
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.joint.module import JointModel
+from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.model import SubModel
 from ovr_ray.run_folder import write_whole
 
@@ -68,7 +68,7 @@ def write_torchscript(
 
 
 @torch.inference_mode()
-def parity(joint: torch.nn.Module, sub_models: Sequence[SubModel], images: Sequence[torch.Tensor]) -> float:
+def parity(joint: torch.nn.Module, sub_models: Sequence[SubModel | Ensemble], images: Sequence[torch.Tensor]) -> float:
     """Largest difference of a probability between a joint model and its sub-models, over uint8 and float images."""
     differences = []
     for image in images:

@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ovr_ray.model import SubModel, prepared
+
+
+class Ensemble(nn.Module):
+    """Several sub-models of one task, flips and calibration behind the interface of one. Scripts to TorchScript.
+
+    Parameters
+    ----------
+    members : list of SubModel
+        Of one task and one recipe; their logits are averaged.
+    flip_average : bool
+        Average over the image as it is, mirrored, upside down, and both.
+    scale, shift : float
+        Calibration of the averaged logit: ``scale * logit + shift``.
+    """
+
+    def __init__(
+        self, members: list[SubModel], flip_average: bool = False, scale: float = 1.0, shift: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.flip_average, self.scale, self.shift = flip_average, scale, shift
+        self.stored_size, self.channels = members[0].stored_size, members[0].channels
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 (N), of images as :class:`SubModel` takes them."""
+        images = prepared(images, self.channels, self.stored_size)
+        logits: list[torch.Tensor] = []
+        for view in views(images, self.flip_average):
+            for member in self.members:
+                logits.append(member(view))  # noqa: PERF401  TorchScript has no such comprehension
+        return self.scale * torch.stack(logits).mean(0) + self.shift
+
+
+def views(images: torch.Tensor, flipped: bool) -> list[torch.Tensor]:
+    """The images as they are, and, if asked, their three flips."""
+    if not flipped:
+        return [images]
+    return [images, images.flip(3), images.flip(2), images.flip(2, 3)]
 
 
 class JointModel(nn.Module):
@@ -15,11 +55,11 @@ class JointModel(nn.Module):
     ----------
     labels : list of str
         In the order of the output's columns.
-    sub_models : list of SubModel
+    sub_models : list of SubModel or Ensemble
     thresholds : list of float
     """
 
-    def __init__(self, labels: list[str], sub_models: list[SubModel], thresholds: list[float]) -> None:
+    def __init__(self, labels: list[str], sub_models: Sequence[SubModel | Ensemble], thresholds: list[float]) -> None:
         super().__init__()
         self.labels = labels
         self.sub_models = nn.ModuleList(sub_models)

@@ -82,9 +82,19 @@ def choose(run: RunFolder, picks: Mapping[str, str] = {}, tasks: Collection[str]
     return winners
 
 
-def write(run: RunFolder, winners: Mapping[str, Winner]) -> None:
-    """Write ``winners.json``."""
-    told = {task: winner.told(run) for task, winner in winners.items()}
+def runners_up(run: RunFolder, task: str, winner: Winner, count: int) -> list[Winner]:
+    """The best checkpoints of so many other trials of a task, the best first; fewer if there are fewer."""
+    metric = f"val_{run.recipe().search.metric}"
+    best: dict[str, Winner] = {}
+    for candidate in sorted(_all(run, task), key=lambda other: other.card.rank(metric), reverse=True):
+        if candidate.trial != winner.trial:
+            best.setdefault(candidate.trial, candidate)
+    return list(best.values())[:count]
+
+
+def write(run: RunFolder, winners: Mapping[str, Winner], refined: Mapping[str, dict[str, Any]] = {}) -> None:
+    """Write ``winners.json``; what was refined stands beside what a winner is."""
+    told = {task: winner.told(run) | refined.get(task, {}) for task, winner in winners.items()}
     write_whole(run.file("winners.json"), json.dumps(told, indent=1))
 
 

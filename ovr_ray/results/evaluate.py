@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from upath import UPath
@@ -104,13 +103,7 @@ def _test_part(recipe: Recipe, tasks: dict[str, Task], run: RunFolder) -> LabelT
     test = split[split.part == "test"]
     if test.empty:
         raise BadInput(Fault(str(run.file("split.csv")), "has no test part", "give --labels CSV --images DIR"))
-    whole = read_labels(recipe.data.model_copy(update={"limit": None}), tasks, split_too=False)
-    rows = pd.Index(whole.files).get_indexer(test.filename)
-    if (rows < 0).any():
-        gone = test.filename[rows < 0]
-        problem = f"{len(gone)} images of the run's test part are no longer in it, {gone.iloc[0]} for one"
-        raise BadInput(Fault(recipe.data.labels, problem))
-    return LabelTable(whole.files.iloc[rows], whole.labels.iloc[rows], whole.parts.iloc[rows])
+    return read_labels(recipe.data.model_copy(update={"limit": None}), tasks, split_too=False).named(test.filename)
 
 
 def _score(truth: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
