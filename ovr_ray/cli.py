@@ -179,8 +179,7 @@ def submit(
     from ovr_ray import verbs
 
     home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
-    if home:
-        typer.echo(f"{home / 'joint.pt'}: the joint model")
+    typer.echo(f"{home / 'joint.pt'}: the joint model")
 
 
 def _check_output(output: str | Path | None) -> None:
@@ -243,6 +242,11 @@ def main(verb: str | None = None) -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written
         typer.secho(f"{error.filename or 'input/output'}: {error.strerror or error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    except Exception as error:
+        if not type(error).__module__.startswith("botocore."):
+            raise
+        typer.secho(f"storage: {error}\n    -> aws configure gives credentials", fg=typer.colors.RED, err=True)
         sys.exit(1)
 
 

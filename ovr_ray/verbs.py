@@ -71,7 +71,7 @@ def run(recipe: Runnable, tasks: Collection[str] = ()) -> dict[str, Any]:
 
 def submit(
     recipe: Runnable, address: str, tasks: Collection[str] = (), home: str | Path = "runs", install: bool = False
-) -> Path | None:
+) -> Path:
     """Tune, combine and evaluate as jobs on a cluster; see :func:`ovr_ray.submission.submit`."""
     return submission.submit(_recipe(recipe), address, tasks, Path(home), install)
 

@@ -82,7 +82,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stopped_job_goes_on_where_it_was_when_it_is_submitted_again(
     address: str, project: Path, cells: Path, tmp_path: Path
 ) -> None:
-    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 8, "scheduler": "none"})
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 30, "scheduler": "none"})
     recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 2}}
     (project / "stopped.yaml").write_text(yaml.safe_dump(recipe))
     entrypoint = ("python", "jobs/tune.py", "stopped.yaml")
@@ -97,7 +97,7 @@ def test_a_stopped_job_goes_on_where_it_was_when_it_is_submitted_again(
     assert again.returncode == 0, again.stdout
     for trial in run.trials():
         epochs, known = trial.epochs(), len(before[trial.name])
-        assert epochs.epoch.tolist() == list(range(1, 9))
+        assert epochs.epoch.tolist() == list(range(1, 31))
         assert epochs[:known].time.tolist() == before[trial.name].time.tolist()
 
 
@@ -133,10 +133,25 @@ def test_what_a_cluster_lacks_is_installed_for_the_job(address: str) -> None:
     assert re.search("runtime_resources/pip/.*site-packages", job.stdout), job.stdout
 
 
-def test_images_runs_and_caches_are_not_uploaded(address: str) -> None:
-    job = submit(address, "du", "-sk", ".", folder=PROJECT)
+def test_images_runs_and_caches_are_not_uploaded(address: str, project: Path) -> None:
+    shutil.copy(PROJECT / ".gitignore", project)
+    for folder in ("data/images", "data/elpv", "runs", ".venv", ".git"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "large").write_bytes(bytes(1 << 20))
+    job = submit(address, "du", "-sk", ".", folder=project)
     kilobytes = int(re.search(r"^(\d+)\s+\.$", job.stdout, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    assert kilobytes < 2048
+    assert kilobytes < 1024
+
+
+def test_submit_tells_of_a_lacking_token_and_of_no_cluster(address: str, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(cells, tmp_path)))
+    for url in (address, f"http://127.0.0.1:{free_port()}"):
+        command = [sys.executable, "-m", "ovr_ray.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", url]
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+        assert told.returncode == 2, told.stderr
+        assert f"--address {url}: takes no jobs from here" in told.stderr
+        assert "Traceback" not in told.stderr
 
 
 def test_a_job_refuses_relative_paths_with_the_reason(address: str, project: Path, cells: Path, tmp_path: Path) -> None:

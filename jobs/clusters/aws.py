@@ -3,8 +3,8 @@
     python jobs/clusters/aws.py BUCKET --ssh-from 203.0.113.7/32
 
 Ray makes an instance profile by itself, but for the head alone, and one that may not give workers a profile of theirs;
-and its security group lets the whole world knock at ssh. What is there already is left as it is. Needs credentials
-that may do this (`aws configure`) and `pip install 'ovr-ray[aws]'`.
+and its security group lets the whole world knock at ssh. Run again, it adds another bucket, or moves ssh to another
+address. Needs credentials that may do this (`aws configure`) and `pip install 'ovr-ray[aws]'`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,6 @@ CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 GROUP, HEAD, WORKER = "ovr-ray", "ovr-ray-head", "ovr-ray-worker"
 """Names of the security group and of the instance profiles, each with a role of the same name."""
 
-THERE_ALREADY = {
-    "BucketAlreadyOwnedByYou",
-    "EntityAlreadyExists",
-    "InvalidGroup.Duplicate",
-    "InvalidInput",  # the service-linked role
-    "InvalidPermission.Duplicate",
-    "LimitExceeded",  # a profile has its one role
-}
-
 
 def prepare(bucket: str, ssh_from: str, region: str) -> None:
     """Make all of it.
@@ -46,13 +37,15 @@ def prepare(bucket: str, ssh_from: str, region: str) -> None:
     region : str
     """
     where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    _make(boto3.client("s3", region).create_bucket, Bucket=bucket, **where)
+    _make(boto3.client("s3", region).create_bucket, "BucketAlreadyOwnedByYou", Bucket=bucket, **where)
     iam = boto3.client("iam", region)
-    _make(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")
-    storage = _may_use(bucket)
-    worker = _profile(iam, WORKER, [storage])
-    _profile(iam, HEAD, [storage, *_may_start(worker)])
-    _security_group(boto3.client("ec2", region), ssh_from)
+    _make(iam.create_service_linked_role, "InvalidInput", "EntityAlreadyExists", AWSServiceName="spot.amazonaws.com")
+    storage = {f"bucket-{bucket}": [_may_use(bucket)]}
+    worker = _profile(iam, WORKER, storage)
+    _profile(iam, HEAD, storage | {"start-workers": _may_start(worker)})
+    ec2 = boto3.client("ec2", region)
+    for vpc in ec2.describe_vpcs()["Vpcs"]:  # Ray takes whichever has the subnets that it likes best
+        _security_group(ec2, vpc["VpcId"], ssh_from)
 
 
 def _may_use(bucket: str) -> dict[str, Any]:
@@ -68,37 +61,44 @@ def _may_start(worker_role: str) -> list[dict[str, Any]]:
     return [machines, image, {"Effect": "Allow", "Action": "iam:PassRole", "Resource": worker_role}]
 
 
-def _profile(iam: Any, name: str, statements: list[dict[str, Any]]) -> str:
+def _profile(iam: Any, name: str, policies: dict[str, list[dict[str, Any]]]) -> str:
     """An instance profile with a role of its own; returns the role's ARN."""
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    _make(iam.create_role, RoleName=name, AssumeRolePolicyDocument=_policy([trust]))
-    iam.put_role_policy(RoleName=name, PolicyName=name, PolicyDocument=_policy(statements))
-    _make(iam.create_instance_profile, InstanceProfileName=name)
-    _make(iam.add_role_to_instance_profile, InstanceProfileName=name, RoleName=name)
+    _make(iam.create_role, "EntityAlreadyExists", RoleName=name, AssumeRolePolicyDocument=_policy([trust]))
+    for policy, statements in policies.items():
+        iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=_policy(statements))
+    _make(iam.create_instance_profile, "EntityAlreadyExists", InstanceProfileName=name)
+    if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     return str(iam.get_role(RoleName=name)["Role"]["Arn"])
 
 
-def _security_group(ec2: Any, ssh_from: str) -> None:
+def _security_group(ec2: Any, vpc: str, ssh_from: str) -> None:
     """All traffic among the cluster's machines, ssh from outside; Ray leaves a group that has rules as it is."""
-    vpc = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
-    _make(ec2.create_security_group, GroupName=GROUP, Description="Ray cluster of ovr-ray", VpcId=vpc)
+    told = {"GroupName": GROUP, "Description": "Ray cluster of ovr-ray", "VpcId": vpc}
+    _make(ec2.create_security_group, "InvalidGroup.Duplicate", **told)
     names = [{"Name": "group-name", "Values": [GROUP]}, {"Name": "vpc-id", "Values": [vpc]}]
-    group = ec2.describe_security_groups(Filters=names)["SecurityGroups"][0]["GroupId"]
-    among_us = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+    group = ec2.describe_security_groups(Filters=names)["SecurityGroups"][0]
+    doors = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
+    if doors:
+        ec2.revoke_security_group_ingress(GroupId=group["GroupId"], IpPermissions=doors)
+    among_us = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group["GroupId"]}]}
     ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": ssh_from}]}
     for rule in (among_us, ssh):
-        _make(ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=[rule])
+        allow = {"GroupId": group["GroupId"], "IpPermissions": [rule]}
+        _make(ec2.authorize_security_group_ingress, "InvalidPermission.Duplicate", **allow)
 
 
 def _policy(statements: list[dict[str, Any]]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
-def _make(call: Any, **arguments: Any) -> None:
+def _make(call: Any, *there_already: str, **arguments: Any) -> None:
+    """Make something, unless it is there, which is told by one of these codes."""
     try:
         call(**arguments)
     except ClientError as error:
-        if error.response["Error"]["Code"] not in THERE_ALREADY:
+        if error.response["Error"]["Code"] not in there_already:
             raise
 
 

@@ -126,6 +126,8 @@ def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> L
 def read_table(path: str, separator: str) -> pd.DataFrame:
     """A label file as text, empty cells as ""; the index is the line (CSV) or row (Parquet) number.
 
+    Of a Parquet file the columns of numbers and text only.
+
     Raises
     ------
     BadInput
@@ -163,21 +165,19 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
 
 
 def _read_parquet(path: str) -> pd.DataFrame:
-    """Columns of plain values only: Ray's extension types unpickle what a stranger wrote as soon as they are read."""
+    """The columns of plain values: Ray's extension types unpickle what a stranger wrote as soon as they are read."""
     with UPath(path).open("rb") as file:
         parquet = pq.ParquetFile(file)
-        strange = [field.name for field in parquet.schema_arrow if not _is_plain(field.type)]
-        if strange:
-            problem = f"columns {', '.join(map(repr, strange))} hold no numbers or text"
-            raise BadInput(Fault(path, problem, "a label file has a column of filenames, and of 0 and 1 a label"))
-        return parquet.read().to_pandas(ignore_metadata=True)
+        plain = [field.name for field in parquet.schema_arrow if _is_plain(field.type)]
+        return parquet.read(plain).to_pandas(ignore_metadata=True)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    plain = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
-    return any(test(kind) for test in (*plain, pa.types.is_large_string, pa.types.is_decimal, pa.types.is_temporal))
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_temporal)
+    plain = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(test(kind) for test in (*plain, *text))
 
 
 def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = None) -> pd.Series:

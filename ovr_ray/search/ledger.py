@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import get_args
 
 import pandas as pd
 
+from ovr_ray.errors import Fault
 from ovr_ray.recipe import Config, Recipe
 from ovr_ray.run_folder import RunFolder, Status, TrialFolder, write_whole
 
@@ -77,8 +80,12 @@ class Ledger:
         self._run = run
         self._clock_file = run.file("search.json")
         clock = json.loads(self._clock_file.read_text()) if self._clock_file.exists() else {}
-        self._seconds_before, self.last_sign = clock.get("seconds", 0.0), clock.get("time", 0.0)
-        self._start = self._clock_saved = time.monotonic()
+        self._seconds_before = clock.get("seconds", 0.0)
+        self.is_alive = time.time() - clock.get("time", 0.0) < SIGN_OF_LIFE
+        """Whether a search was at work in the folder when it was read."""
+        self._start = time.monotonic()
+        self.refusal: Fault | None = None
+        """Why no trial can be trained, found by one of them."""
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
         for folder in run.trials():
             self._recall(folder)
@@ -98,18 +105,27 @@ class Ledger:
         """Time that this search has taken, over all its resumptions."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def save_clock(self) -> None:
-        """Write the search's time, if it is due."""
-        if time.monotonic() - self._clock_saved > SAVE_CLOCK_EVERY:
-            self._write_clock(time.time())
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Write the search's time every few seconds while this is open: a sign of life."""
+        ended = threading.Event()
 
-    def stop_clock(self) -> None:
-        """Write the search's time, and that it no longer runs."""
-        self._write_clock(0.0)
+        def tick() -> None:
+            while not ended.is_set():
+                self._write_clock(time.time())
+                ended.wait(SAVE_CLOCK_EVERY)
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            ticking.join()
+            self._write_clock(0.0)
 
     def _write_clock(self, now: float) -> None:
         write_whole(self._clock_file, json.dumps({"seconds": round(self.seconds, 1), "time": round(now, 1)}))
-        self._clock_saved = time.monotonic()
 
     @property
     def out_of_time(self) -> bool:

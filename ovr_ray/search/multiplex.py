@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ovr_ray.errors import Fault
 from ovr_ray.recipe import Config, Recipe, Search
 from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
@@ -93,7 +94,8 @@ class MultiplexSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, None if all slots are taken, FINISHED if nothing is left to start."""
-        task = None if self._ledger.out_of_time else self._ledger.next_task()
+        over = self._ledger.out_of_time or self._ledger.refusal
+        task = None if over else self._ledger.next_task()
         if task is None:
             return Searcher.FINISHED
         if len(self._running) >= self._slots():
@@ -107,12 +109,16 @@ class MultiplexSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note an epoch's score."""
-        if "epoch" in result:
+        if result.get("epoch"):
             self._running[trial_id].note(result["epoch"], result[self._ledger.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how it ended, and learn from it."""
         trial = self._running.pop(trial_id)
+        if result and result.get("unseen"):
+            self._ledger.refusal = Fault("storage", result["unseen"], "mount it on every node, and run this again")
+            self._ledger.end(trial, "unfinished")
+            return
         if result and "epoch" in result:  # the one that a trial is stopped at comes here alone
             trial.note(result["epoch"], result[self._ledger.metric])
         if error:

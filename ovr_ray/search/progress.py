@@ -14,8 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from ovr_ray.run_folder import RunFolder
-from ovr_ray.search.ledger import SIGN_OF_LIFE, Ledger, Trial
+from ovr_ray.run_folder import RunFolder, refresh
+from ovr_ray.search.ledger import Ledger, Trial
 
 FIRST = ("backbone", "lr")
 """Config fields that are told before the others."""
@@ -25,6 +25,9 @@ MOST_OF_A_REASON = 500
 
 PRINT_EVERY = 30.0
 """Seconds between two tables where the output is no terminal."""
+
+
+OUT_OF_TIME = "The time budget is spent; a larger search.time_budget goes on with the rest."
 
 
 class Progress(tune.Callback):
@@ -52,7 +55,6 @@ class Progress(tune.Callback):
         self._printed = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._ledger.save_clock()
         if self._live:
             self._live.update(overview(self._ledger))
         elif time.monotonic() - self._printed > PRINT_EVERY:
@@ -106,11 +108,12 @@ def read_ledger(run: RunFolder) -> Ledger:
 
     Unfinished trials are live in it if the search gave a sign of life lately.
     """
+    refresh(run.path)
     recipe = run.recipe()
     ledger = Ledger(run, recipe, recipe.tasks)
     for trials in ledger.trials.values():
         for trial in trials:
-            trial.live = trial.status == "unfinished" and _runs(ledger)
+            trial.live = trial.status == "unfinished" and ledger.is_alive
     return ledger
 
 
@@ -119,20 +122,18 @@ def status(run: RunFolder) -> RenderableType:
     ledger = read_ledger(run)
     lines = []
     counts = ledger.counts()
-    if _runs(ledger):
+    if ledger.is_alive:
         lines.append("A search is running.")
     elif ledger.complete():
         lines.append(f"Complete; ovr-ray combine {run.path} makes the joint model.")
+    elif ledger.out_of_time:
+        lines.append(OUT_OF_TIME)
     else:
         waiting = int((counts.budget - counts.begun).clip(lower=0).sum() + counts.unfinished.sum())
         lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe goes on.")
     lost = (trial for trials in ledger.trials.values() for trial in trials if trial.status in ("failed", "diverged"))
     lines += [f"{trial.folder.name} {trial.status}: {trial.reason}" for trial in lost]
     return Group(overview(ledger), *lines)
-
-
-def _runs(ledger: Ledger) -> bool:
-    return time.time() - ledger.last_sign < SIGN_OF_LIFE
 
 
 def _told(trial: Trial, ledger: Ledger) -> str:

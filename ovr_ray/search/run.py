@@ -19,7 +19,7 @@ from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder, trial_name
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
-from ovr_ray.search.progress import Progress, overview
+from ovr_ray.search.progress import OUT_OF_TIME, Progress, overview
 from ovr_ray.search.trial import Job, train_trial
 
 
@@ -73,10 +73,13 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
         ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:
-            _search(run, recipe, table, ledger, need, console)
+            with ledger.clock():
+                _search(run, recipe, table, ledger, need, console)
         console.print(overview(ledger))
+    if ledger.refusal:
+        raise BadInput(ledger.refusal)
     if ledger.out_of_time and not ledger.complete():
-        console.print("The time budget is spent; a larger search.time_budget goes on with the rest.")
+        console.print(OUT_OF_TIME)
     elif not ledger.complete():
         raise Interrupted("stopped; run the same command again to go on where it was")
     if lost := ledger.lost_tasks():
@@ -115,10 +118,7 @@ def _search(
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        ledger.stop_clock()
+    tuner.fit()
 
 
 def _name(trial: TuneTrial) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,12 @@ class Job:
 def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: ray.data.Dataset) -> None:
     """Train one sub-model, from its last checkpoint if it has one, and report every epoch to Tune."""
     keep_pages()
+    metric = f"val_{job.recipe.search.metric}"
+    if not job.run.trial(config["task"], config["number"]).path.exists():
+        # a node that joined after the search began was not asked; a failure would be tried again on it, and again
+        unseen = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) does not see {job.run.path}"
+        tune.report({"epoch": 0, metric: 0.0, "unseen": unseen})
+        return
     assigned = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     torch.backends.cudnn.benchmark = True  # all images are of one size
@@ -43,14 +50,14 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, 2 * batch_size)
     trainer, augment = session.trainer, job.recipe.augment
     if session.restored:  # the driver may not have heard of this epoch
-        tune.report(session.restored)
+        tune.report(session.restored | {"device": trainer.device.type})
     try:
         for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
             metrics["device"] = trainer.device.type
             session.save(metrics)
             tune.report(metrics)
     except Diverged as reason:
-        worst = {"epoch": trainer.epoch, f"val_{job.recipe.search.metric}": 0.0}  # searchers choke on NaN
+        worst = {"epoch": trainer.epoch, metric: 0.0}  # searchers choke on NaN
         tune.report(worst | {"diverged": str(reason)})
 
 
@@ -62,8 +69,6 @@ class _Session:
         self.task, number = given["task"], given["number"]
         self.config = Config(**{name: value for name, value in given.items() if name in Config.model_fields})
         self._folder = job.run.trial(self.task, number)
-        if not self._folder.path.exists():  # a node that joined after the search began was not asked
-            raise RuntimeError(f"node {ray.util.get_node_ip_address()} does not see {self._folder.path}")
         self._checkpoints, self._metric = recipe.checkpoints, f"val_{recipe.search.metric}"
         self._last_epoch = recipe.search.max_epochs
         checkpoint = self._latest_checkpoint()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +27,11 @@ UseDNS no
 MaxStartups 50
 MaxSessions 50
 """
-PROFILE = """\
+LAPTOP = """\
 export PATH={venv}/bin:$PATH
 export RAY_AUTH_MODE=token
+"""
+OTHERS = """\
 export PIP_NO_INDEX=1 PIP_NO_BUILD_ISOLATION=0  # no registry is reached from here; 0 means: no isolation
 """
 
@@ -81,7 +82,7 @@ class Hosts:
         key = "id_ed25519" if disk.name == "laptop" else "authorized_keys"
         shutil.copy(self.folder / ("key" if disk.name == "laptop" else "key.pub"), disk / "home" / ".ssh" / key)
         (disk / "home" / ".ssh" / key).chmod(0o600)
-        (disk / "home" / ".profile").write_text(PROFILE.format(venv=venv))
+        (disk / "home" / ".profile").write_text(LAPTOP.format(venv=venv) if disk.name == "laptop" else OTHERS)
         (disk / "home" / ".bashrc").touch()  # Ray sources it
 
     def __enter__(self) -> Hosts:
@@ -116,28 +117,10 @@ class Hosts:
     def boot(self, name: str) -> None:
         """Switch a host on."""
         die_with_us = ["setpriv", "--pdeathsig", "KILL"]
-        inside = [
-            *die_with_us,
-            "ip",
-            "netns",
-            "exec",
-            self._namespace(name),
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-        ]
-        inside += ["--mount", "--propagation", "private", "--uts", "--ipc", "nice", "-n", "5"]
-        command = [
-            *die_with_us,
-            *inside,
-            "bash",
-            str(HERE / "host.sh"),
-            str(self.folder),
-            name,
-            self.addresses[name],
-            sys.prefix,
-        ]
+        inside = ["ip", "netns", "exec", self._namespace(name), "nice", "-n", "5"]
+        alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--uts", "--ipc"]
+        script = ["bash", str(HERE / "host.sh"), str(self.folder), name, self.addresses[name], sys.prefix]
+        command = [*die_with_us, *inside, *alone, *script]
         with (self.folder / name / "boot.log").open("a") as log:
             first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
         self._first[name] = first
@@ -149,7 +132,7 @@ class Hosts:
         """SIGKILL everything that runs on a host, as when its power goes; its network stays."""
         first = self._first[name]
         if first.poll() is None:
-            os.kill(_child(first.pid), signal.SIGKILL)  # the kernel ends the rest of its pid namespace
+            first.kill()  # --kill-child: process 1 of its pid namespace goes too, and the kernel ends the rest
             first.wait(30)
 
     def command(self, name: str, *command: str, folder: Path | None = None, **environment: str) -> list[str]:

@@ -75,18 +75,33 @@ def test_the_head_may_hand_workers_their_role_and_no_other(account: None) -> Non
 def test_the_only_door_to_the_world_is_ssh_from_the_given_address(bootstrapped: dict[str, Any]) -> None:
     node_types = bootstrapped["available_node_types"].values()
     (group,) = {group for node_type in node_types for group in node_type["node_config"]["SecurityGroupIds"]}
-    rules = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
-    assert [
-        (rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) for rule in rules if rule["IpRanges"]
-    ] == [(22, 22, HERE)]
-    assert not any(rule["Ipv6Ranges"] for rule in rules)
+    named = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["GroupName"]
+    assert (named, doors()) == ("ovr-ray", {(22, 22, HERE)})
     assert "--dashboard-host=127.0.0.1" in CONFIG["head_start_ray_commands"][-1]
 
 
-def test_preparing_an_account_twice_changes_nothing(account: None) -> None:
-    before = (actions("ovr-ray-head"), boto3.client("ec2").describe_security_groups()["SecurityGroups"])
+def test_preparing_an_account_again_adds_a_bucket_and_moves_ssh_to_another_address(account: None) -> None:
+    aws.prepare("my-other-bucket", "198.51.100.9/32", REGION)
+    for role in ("ovr-ray-head", "ovr-ray-worker"):
+        assert {"arn:aws:s3:::my-bucket/*", "arn:aws:s3:::my-other-bucket/*"} <= actions(role).keys()
+    assert doors() == {(22, 22, "198.51.100.9/32")}
+
+
+def test_every_network_of_the_region_has_the_group(account: None) -> None:
+    boto3.client("ec2").create_vpc(CidrBlock="10.1.0.0/16")
     aws.prepare("my-bucket", HERE, REGION)
-    assert (actions("ovr-ray-head"), boto3.client("ec2").describe_security_groups()["SecurityGroups"]) == before
+    groups = boto3.client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["ovr-ray"]}])
+    assert len({group["VpcId"] for group in groups["SecurityGroups"]}) == 2
+    assert doors() == {(22, 22, HERE)}
+
+
+def doors() -> set[tuple[int, int, str]]:
+    """Ports and addresses that any group of ours lets in."""
+    named = [{"Name": "group-name", "Values": ["ovr-ray"]}]
+    groups = boto3.client("ec2").describe_security_groups(Filters=named)["SecurityGroups"]
+    rules = [rule for group in groups for rule in group["IpPermissions"]]
+    assert not any(rule["Ipv6Ranges"] for rule in rules)
+    return {(rule["FromPort"], rule["ToPort"], span["CidrIp"]) for rule in rules for span in rule["IpRanges"]}
 
 
 def test_what_aws_refuses_is_told_without_a_trace(
@@ -139,11 +154,12 @@ def test_every_cluster_file_asks_for_the_token_and_passes_rays_validator() -> No
 
 def actions(role: str) -> dict[str, set[str]]:
     """Resource -> what the role may do with it."""
-    policy = boto3.client("iam").get_role_policy(RoleName=role, PolicyName=role)["PolicyDocument"]
-    policy = json.loads(policy) if isinstance(policy, str) else policy
+    iam = boto3.client("iam")
     allowed: dict[str, set[str]] = {}
-    for statement in policy["Statement"]:
-        resources, may = (v if isinstance(v, list) else [v] for v in (statement["Resource"], statement["Action"]))
-        for resource in resources:
-            allowed.setdefault(resource, set()).update(may)
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        policy = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        for statement in (json.loads(policy) if isinstance(policy, str) else policy)["Statement"]:
+            resources, may = (v if isinstance(v, list) else [v] for v in (statement["Resource"], statement["Action"]))
+            for resource in resources:
+                allowed.setdefault(resource, set()).update(may)
     return allowed

@@ -50,7 +50,7 @@ def test_nobody_without_the_token_can_submit_a_job(cluster: Cluster) -> None:
 def test_storage_that_a_worker_does_not_see_is_refused_with_its_name(cluster: Cluster, quickstart: list[str]) -> None:
     refused = cluster.submit("python", "jobs/tune.py", *quickstart, "--set=storage=/tmp/on-this-host-alone")
     assert refused.returncode != 0
-    assert "nodes w1 (10.77.0.11), w2 (10.77.0.12) do not see" in refused.stdout.replace("\n", " "), refused.stdout
+    assert "storage: nodes w1 (10.77.0.11), w2 (10.77.0.12) do not see" in refused.stdout, refused.stdout
     assert "Traceback" not in refused.stdout
 
 
