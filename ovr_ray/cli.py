@@ -103,15 +103,18 @@ def combine(
     calibrate: Annotated[
         Literal["platt", "temperature"] | None, typer.Option(help="make probabilities frequencies")
     ] = None,
+    also: Annotated[Literal["onnx", "pt2"] | None, typer.Option("--format", help="write it as this, too")] = None,
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
     from ovr_ray import joint, verbs
 
     _check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
-    model = verbs.combine(run, _picks(pick), task, output, refinement)
+    formats = [also] if also else []
+    model = verbs.combine(run, _picks(pick), task, output, refinement, formats)
     _tell_winners(model.metadata)
-    typer.echo(str(model.file))
+    for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
+        typer.echo(str(file))
 
 
 @app.command()

@@ -46,9 +46,10 @@ def combine(
     tasks: Collection[str] = (),
     output: str | None = None,
     refinement: joint.Refinement = joint.PLAIN,
+    formats: Collection[joint.Format] = (),
 ) -> results.Model:
     """Choose the winners and write the joint model; see :func:`ovr_ray.joint.combine`."""
-    return results.Model(str(joint.combine(_run(run), picks, tasks, output, refinement)))
+    return results.Model(str(joint.combine(_run(run), picks, tasks, output, refinement, formats)))
 
 
 def evaluate(

@@ -85,6 +85,7 @@ def test_a_checkpoint_runs_nothing_and_is_named(
     assert not evil.made.exists()
 
 
+@pytest.mark.slow
 def test_nothing_that_ray_pickled_is_read(finished: RunFolder, evil: Evil, tmp_path: Path, copied: Any) -> None:
     run = copied(finished, tmp_path)
     pickles = list(run.path.rglob("*.pkl"))

@@ -1,7 +1,7 @@
 """From trials to one file."""
 
 from ovr_ray.joint.combine import combine
-from ovr_ray.joint.export import METADATA, load_torchscript, write_torchscript
+from ovr_ray.joint.export import METADATA, Format, load_torchscript, write_exported, write_torchscript
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refinement, table_of
 from ovr_ray.joint.winners import Winner
@@ -10,11 +10,13 @@ __all__ = [
     "METADATA",
     "PLAIN",
     "Ensemble",
+    "Format",
     "JointModel",
     "Refinement",
     "Winner",
     "combine",
     "load_torchscript",
     "table_of",
+    "write_exported",
     "write_torchscript",
 ]

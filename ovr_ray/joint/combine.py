@@ -11,7 +11,7 @@ from upath import UPath
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import BadImage, read_image, read_labels
 from ovr_ray.joint import winners
-from ovr_ray.joint.export import write_torchscript
+from ovr_ray.joint.export import Format, refuse_lacking_packages, write_exported, write_torchscript
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, validation_images
 from ovr_ray.joint.winners import Winner
@@ -28,6 +28,7 @@ def combine(
     tasks: Collection[str] = (),
     output: str | None = None,
     refinement: Refinement = PLAIN,
+    formats: Collection[Format] = (),
 ) -> UPath:
     """Choose every task's winner and write the joint model.
 
@@ -40,12 +41,15 @@ def combine(
         Where the model goes; default: ``joint.pt`` in the run folder.
     refinement : Refinement
         More than each task's best checkpoint.
+    formats : collection of str
+        Write it as these, too, beside the TorchScript file and under its name.
 
     Returns
     -------
     UPath
         The model's file.
     """
+    refuse_lacking_packages(formats)
     chosen = winners.choose(run, picks or {}, tasks)
     refined = _refined(run, chosen, refinement) if refinement else {}
     sub_models: list[SubModel | Ensemble] = [
@@ -59,7 +63,10 @@ def combine(
     told = {task: _told(task_refined) for task, task_refined in refined.items()}
     if told:
         metadata["refinement"] = told
-    write_torchscript(model, file, metadata, _real_images(run))
+    images = _real_images(run)
+    write_torchscript(model, file, metadata, images)
+    for form in formats:
+        write_exported(model, file.with_suffix(f".{form}"), form, metadata, images)
     winners.write(run, chosen, told)
     return file
 

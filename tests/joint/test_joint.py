@@ -25,7 +25,9 @@ def sub_model(backbone: str, image_size: int, stored_size: int = 64, channels: i
     mean, std = [0.5] * channels, [0.2] * channels
     made = SubModel(build(backbone, image_size), stored_size, image_size, channels, mean, std).eval()
     with torch.no_grad():
-        head(made.network).weight.div_(made(images(channels)).std())  # type: ignore[operator,union-attr]
+        logits, last = made(images(channels)), head(made.network)
+        for parameter, value in ((last.weight, last.weight), (last.bias, last.bias - logits.mean())):  # type: ignore[operator]
+            parameter.copy_(value / logits.std())  # type: ignore[operator,union-attr]
     return made
 
 

@@ -243,7 +243,22 @@ def test_a_spent_time_budget_starts_nothing_and_leaves_trials_resumable(make_rec
     trial_id = next(iter(driver.live))
     assert driver.epoch(trial_id, 0.5) == TrialScheduler.STOP
     assert driver.run.trial("crack", 0).record()["status"] == "unfinished"
-    driver.ledger.save_clock(at_once=True)
+    with driver.ledger.clock():
+        pass
     assert Driver(recipe).ledger.out_of_time
     longer = recipe.model_copy(update={"search": recipe.search.model_copy(update={"time_budget": 5000})})
     assert not Driver(longer).ledger.out_of_time
+
+
+def test_a_node_that_does_not_see_storage_ends_the_search_and_costs_no_trial(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe), slots=2)
+    driver.fill()
+    blind, other = driver.live
+    driver.searcher.on_trial_complete(blind, {"epoch": 0, "val_f1": 0.0, "unseen": "node w2 does not see /shared"})
+    assert driver.fill() == Searcher.FINISHED
+    assert "node w2 does not see /shared" in str(driver.ledger.refusal)
+    driver.epoch(other, 0.5)
+    again = Driver(unlimited(make_recipe), slots=2)
+    assert again.ledger.refusal is None
+    assert len(again.ledger.trials[driver.live[blind]["task"]]) == 1
+    assert again.ledger.unstarted(driver.live[blind]["task"]) is not None
