@@ -138,13 +138,18 @@ def predict(
     output: Annotated[Path | None, typer.Option(help=".csv or .parquet [the terminal]")] = None,
 ) -> None:
     """Write a probability and a decision for every label of every image."""
-    from ovr_ray import verbs
+    from rich.console import Console
+
+    from ovr_ray import results, verbs
 
     if output and output.suffix not in (".csv", ".parquet"):
         raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet"))
     _check_output(output)
-    table = verbs.predict(model, paths)
-    if output is None:
+    opened = results.Model(model)
+    table = verbs.predict(opened, paths)
+    if output is None and sys.stdout.isatty():
+        Console().print(results.answers_of(table, opened.metadata["labels"]))
+    elif output is None:
         table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
     elif output.suffix == ".csv":
         table.to_csv(output, sep=";", index=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import groupby
@@ -13,6 +14,9 @@ import pandas as pd
 import ray
 import ray.data
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 from upath import UPath
 
 from ovr_ray import cluster
@@ -24,7 +28,7 @@ from ovr_ray.run_folder import RunFolder
 
 BATCH = 32
 IMAGES_PER_WORKER = 128
-"""A further worker is started for so many images more, up to one a CPU or GPU."""
+"""A further worker is started for so many images more, up to one a CPU or GPU; fewer images start no cluster."""
 
 
 class Model:
@@ -94,39 +98,55 @@ def predict(model: Model, files: Sequence[str], root: str = "") -> pd.DataFrame:
         A row a file, in their order: ``filename``, for every label ``<label>_probability`` (float) and ``<label>``
         (0/1), and ``error``: why a file could not be read; its other cells are empty.
     """
-    with cluster.connected():
-        return _predicted(model, files, root)
-
-
-def _predicted(model: Model, files: Sequence[str], root: str) -> pd.DataFrame:
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    places = gpus or int(ray.cluster_resources().get("CPU", 1))
     # workers have a current folder of their own
     paths = [absolute(f"{root}/{file}" if root else file) for file in files]
     rows = pd.DataFrame({"row": range(len(files)), "filename": list(files), "path": paths})
-    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    dataset = ray.data.from_pandas(batches).map_batches(
-        partial(_predict_batch, file=str(model.file), digest=model.digest),
-        batch_size=BATCH,
-        compute=ray.data.TaskPoolStrategy(size=max(1, min(places, len(files) // IMAGES_PER_WORKER))),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-    )
-    table = dataset.to_pandas().sort_values("row", ignore_index=True).drop(columns="row")
+    if len(files) <= IMAGES_PER_WORKER and not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
+        table = _predicted_here(model, rows)
+    else:
+        with cluster.connected():
+            table = _predicted_by_workers(model, rows)
+    table = table.sort_values("row", ignore_index=True).drop(columns="row")
     return table[[*table.columns.drop("error"), "error"]]
 
 
-@lru_cache(maxsize=1)
-def _loaded(file: str, digest: str) -> tuple[torch.jit.ScriptModule, dict[str, Any], torch.device]:
-    """The model of this worker process, where Ray put it; a changed file has another digest and is loaded anew."""
+def _predicted_here(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
+    """A few images are answered before a cluster would have started."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    columns = [{name: batch[name].to_numpy() for name in batch} for batch in batches]
+    return pd.concat([_predict_batch(batch, str(model.file), model.digest, device) for batch in columns])
+
+
+def _predicted_by_workers(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    places = gpus or int(ray.cluster_resources().get("CPU", 1))
+    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    dataset = ray.data.from_pandas(batches).map_batches(
+        partial(_predict_in_worker, file=str(model.file), digest=model.digest),
+        batch_size=BATCH,
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(places, len(rows) // IMAGES_PER_WORKER))),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
+    return dataset.to_pandas()
+
+
+def _predict_in_worker(batch: dict[str, np.ndarray], file: str, digest: str) -> pd.DataFrame:
+    """Where Ray put it, with the CPU that Ray gave it."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    return *load_torchscript(UPath(file).read_bytes(), device), device
+    return _predict_batch(batch, file, digest, "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=1)
+def _loaded(file: str, digest: str, device: str) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """The model of this process; a changed file has another digest and is loaded anew."""
+    return load_torchscript(UPath(file).read_bytes(), device)
 
 
 @torch.inference_mode()
-def _predict_batch(batch: dict[str, np.ndarray], file: str, digest: str) -> pd.DataFrame:
-    model, metadata, device = _loaded(file, digest)
+def _predict_batch(batch: dict[str, np.ndarray], file: str, digest: str, device: str) -> pd.DataFrame:
+    model, metadata = _loaded(file, digest, device)
     images: dict[int, np.ndarray] = {}
     table = pd.DataFrame({"row": batch["row"], "filename": batch["filename"], "error": ""})
     for place, path in enumerate(batch["path"]):
@@ -144,3 +164,17 @@ def _predict_batch(batch: dict[str, np.ndarray], file: str, digest: str) -> pd.D
         table[f"{label}_probability"] = probability[:, column]
         table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(table.error == "")
     return table
+
+
+def answers_of(table: pd.DataFrame, labels: Sequence[str]) -> Table:
+    """For people: a row an image, a column a label."""
+    told = Table(box=SIMPLE_HEAD)
+    for column in ("image", *labels):
+        told.add_column(column, justify="left" if column == "image" else "right", overflow="fold")
+    for _, row in table.iterrows():
+        if row.error:
+            told.add_row(escape(f"{row.filename}: {row.error}"))
+        else:
+            answers = (f"{'yes' if row[label] else 'no'} {row[f'{label}_probability']:.3f}" for label in labels)
+            told.add_row(escape(row.filename), *answers)
+    return told

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
 from ovr_ray.model import Confusion
+from ovr_ray.results import answers_of
 from ovr_ray.run_folder import RunFolder
 
 
@@ -79,3 +83,22 @@ def test_a_model_outside_of_a_run_has_no_test_part(finished: RunFolder, tmp_path
     shutil.copy(str(finished.file("joint.pt")), tmp_path / "joint.pt")
     with pytest.raises(BadInput, match="no test part to evaluate on"):
         ovr_ray.evaluate(tmp_path / "joint.pt")
+
+
+def test_a_few_images_start_no_cluster_and_get_the_answers_that_a_cluster_gives(
+    finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    picture = str(cells / "images" / "cell00.png")
+    code = """
+import sys, ray, ovr_ray
+table = ovr_ray.predict(sys.argv[1], sys.argv[2:])
+print(ray.is_initialized(), table.to_json())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", code, str(finished.path), picture]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    started, _, answer = told.partition(" ")
+    by_workers = ovr_ray.predict(str(finished.path), [picture])
+    assert started == "False"
+    assert json.loads(answer)["crack_probability"]["0"] == pytest.approx(by_workers.crack_probability[0], abs=1e-5)
+    assert answers_of(by_workers, ["crack", "inactive"]).row_count == 1
