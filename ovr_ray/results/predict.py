@@ -114,8 +114,9 @@ def _predicted_here(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
     """A few images are answered before a cluster would have started."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    columns = [{name: batch[name].to_numpy() for name in batch} for batch in batches]
-    return pd.concat([_predict_batch(batch, str(model.file), model.digest, device) for batch in columns])
+    columns = [{str(name): batch[name].to_numpy() for name in batch} for batch in batches]
+    answers: list[pd.DataFrame] = [_predict_batch(batch, str(model.file), model.digest, device) for batch in columns]
+    return pd.concat(answers)
 
 
 def _predicted_by_workers(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
