@@ -74,6 +74,7 @@ def test_packages_that_are_lacking_are_told_before_any_work(monkeypatch: pytest.
         refuse_lacking_packages(["onnx"])
 
 
+@pytest.mark.slow
 def test_combine_writes_every_format_that_is_asked_for(finished: RunFolder, tmp_path: Path) -> None:
     model = ovr_ray.combine(finished, output=str(tmp_path / "model.pt"), formats=["pt2"])
     assert model.file == UPath(tmp_path / "model.pt")
