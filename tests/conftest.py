@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +33,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def ancestors(pid: int) -> list[int]:
+    """Of a process, its parent first."""
+    line = []
+    while pid > 1:
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        line.append(pid)
+    return line
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL a process that we started and all that it started; `ray start --block` would take half a minute."""
+    below = []
+    for other in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.pid in ancestors(int(other.name)):
+                below.append(int(other.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    for pid in (process.pid, *below):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
 
 
 @pytest.fixture(autouse=True)

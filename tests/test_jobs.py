@@ -18,7 +18,7 @@ import yaml
 from upath import UPath
 
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import free_port, plain_recipe
+from tests.conftest import end, free_port, plain_recipe
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parents[1]
@@ -42,8 +42,7 @@ def address() -> Iterator[str]:
             wait_for_agent(f"http://127.0.0.1:{dashboard}")
             yield f"http://127.0.0.1:{dashboard}"
         finally:
-            head.terminate()
-            head.wait(60)
+            end(head)
 
 
 def wait_for_agent(address: str) -> None:

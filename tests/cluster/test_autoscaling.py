@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import free_port, plain_recipe
+from tests.conftest import end, free_port, plain_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +68,7 @@ def scaling() -> Iterator[tuple[str, Path]]:
         try:
             yield address, folder
         finally:
-            head.terminate()
-            head.wait(60)
+            end(head)
 
 
 def test_gpu_nodes_for_all_trials_that_can_run_are_asked_for_at_once(

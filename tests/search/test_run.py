@@ -21,7 +21,7 @@ from ovr_ray import cluster
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe, Resources
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import plain_recipe
+from tests.conftest import ancestors, plain_recipe
 
 METRICS = {
     "train_loss",
@@ -207,14 +207,6 @@ def kill_worker(driver: int) -> None:
         except (FileNotFoundError, ProcessLookupError):
             continue
     raise AssertionError("no worker found")
-
-
-def ancestors(pid: int) -> list[int]:
-    line = []
-    while pid > 1:
-        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-        line.append(pid)
-    return line
 
 
 def test_what_a_run_says_is_plain_json(finished: RunFolder) -> None:
