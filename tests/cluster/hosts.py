@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 NET = "10.77.0"
@@ -86,7 +87,8 @@ class Hosts:
         (disk / "home" / ".bashrc").touch()  # Ray sources it
 
     def __enter__(self) -> Hosts:
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.__exit__)
             for name in self.addresses:
                 _run("ip", "netns", "add", self._namespace(name))
             laptop = self._namespace("laptop")
@@ -102,9 +104,7 @@ class Hosts:
                 for up in ("lo", device):
                     _run("ip", "-n", namespace, "link", "set", up, "up")
                 self.boot(name)
-        except BaseException:
-            self.__exit__()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
