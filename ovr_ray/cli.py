@@ -84,10 +84,10 @@ def status(run: RunPath) -> None:
     """Tell how far a search is, from its run folder alone."""
     from rich.console import Console
 
+    from ovr_ray import search
     from ovr_ray.run_folder import RunFolder
-    from ovr_ray.search import status as told
 
-    Console().print(told(RunFolder.open(run)), highlight=False)
+    Console().print(search.status(search.read_ledger(RunFolder.open(run))), highlight=False)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ import requests
 import yaml
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 import ovr_ray
@@ -48,6 +49,9 @@ LAST_LINES = 20
 
 LOST = (requests.RequestException, aiohttp.ClientError, RuntimeError)
 """What Ray's client raises when the way to the cluster is gone."""
+
+CHATTY = ("ray.dashboard", "ray._private.runtime_env")
+"""Loggers that tell of every upload and connection."""
 
 BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
 
@@ -82,15 +86,21 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
     Interrupted
         By Ctrl-C or a lost connection, which leave the job running.
     """
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     run = RunFolder.of(recipe)
     jobs = _Jobs(_client(address), run, Console(), install)
     chosen = [argument for task in tasks for argument in ("--task", task)]
     with tempfile.TemporaryDirectory(prefix="ovr-ray-") as folder:
         _pack(recipe, Path(folder))
-        jobs.do("tune", "recipe.yaml", *chosen, folder=folder)
-        jobs.do("combine", str(run.path), *chosen, folder=folder)
-        jobs.do("evaluate", str(run.path), folder=folder)
-        return jobs.fetch(home / recipe.name, folder)
+        try:
+            jobs.do("tune", "recipe.yaml", *chosen, folder=folder)
+            jobs.do("combine", str(run.path), *chosen, folder=folder)
+            jobs.do("evaluate", str(run.path), folder=folder)
+            return jobs.fetch(home / recipe.name, folder)
+        except LOST as error:
+            told = f"the cluster no longer answers ({error}); its job goes on, and the same command follows it"
+            raise Interrupted(told) from None
 
 
 @dataclass
@@ -133,7 +143,7 @@ class _Jobs:
         return self.client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
 
     def _follow(self, name: str, is_search: bool) -> JobDetails:
-        """To the job's end, with the live table where there is a terminal and this machine sees the run folder."""
+        """To the job's end: with the live table on a terminal, else with its log."""
         try:
             while not (job := self.client.get_job_info(name)).status.is_terminal():
                 if is_search and self.console.is_terminal:
@@ -141,27 +151,24 @@ class _Jobs:
                 else:
                     asyncio.run(self._print_log(name))
             return job
-        except (KeyboardInterrupt, *LOST) as error:
-            why = "" if isinstance(error, KeyboardInterrupt) else f" ({error})"
-            stop = f"ray job stop --address {self.client.get_address()} {name} stops it"
-            raise Interrupted(
-                f"no longer followed{why}; the job goes on: the same command follows it, {stop}"
-            ) from None
+        except KeyboardInterrupt:
+            stop = f"ray job stop --address {self.client.get_address()} {name}"
+            told = f"no longer followed; the job goes on, and the same command follows it; {stop} stops it"
+            raise Interrupted(told) from None
 
     def _show_table(self, name: str) -> None:
-        with Live(console=self.console, refresh_per_second=2, transient=True) as live:
+        with Live(console=self.console, refresh_per_second=2) as live:
             while not (job := self.client.get_job_info(name)).status.is_terminal():
-                live.update(status(self.run) if self._is_seen() else f"{name}: {job.message or job.status}")
+                live.update(self._table() or f"{name}: {job.message or job.status}")
                 time.sleep(POLL)
-        if self._is_seen():
-            self.console.print(status(self.run), highlight=False)
 
-    def _is_seen(self) -> bool:
-        """Whether this machine sees the run folder, with a search at work in it: its like here may be another's."""
+    def _table(self) -> RenderableType | None:
+        """Of a search at work in the run folder, if this machine sees it; another's folder may have the same path."""
         try:
-            return self.run.file("recipe.yaml").exists() and read_ledger(self.run).is_alive
-        except storage_errors():
-            return False
+            ledger = read_ledger(self.run) if self.run.file("recipe.yaml").exists() else None
+        except storage_errors():  # also a file that was replaced while it was read
+            return None
+        return status(ledger) if ledger and ledger.is_alive else None
 
     async def _print_log(self, name: str) -> None:
         async for lines in self.client.tail_job_logs(name):

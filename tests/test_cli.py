@@ -157,6 +157,13 @@ def test_predict_writes_csv_and_parquet(
     assert table.crack[0] in (0, 1)
 
 
+def test_status_tells_how_far_a_search_is_from_its_folder_alone(finished: RunFolder) -> None:
+    done = call("status", finished.path)
+    assert done.returncode == 0, done.stderr
+    assert "3/3" in done.stdout
+    assert f"Complete; ovr-ray combine {finished.path}" in done.stdout.replace("\n", "")
+
+
 def test_predict_without_output_prints_csv(finished: RunFolder, cells: Path) -> None:
     printed = CliRunner().invoke(app, ["predict", str(finished.path), str(cells / "images/cell01.png")]).stdout
     assert printed.splitlines()[0] == "filename;crack_probability;crack;inactive_probability;inactive;error"

@@ -13,11 +13,11 @@ import ray
 from ovr_ray import cluster
 
 def sockets_of_ours():
-    group = os.getpgid(0)
+    group = os.getpgid(0)  # Ray's own processes leave it, but have its name in theirs
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            is_ours = os.getpgid(int(process.name)) == group or str(os.getpid()) in (process / "cmdline").read_text()
-            handles = list((process / "fd").iterdir()) if is_ours or "ray" in (process / "cmdline").read_text() else []
+            is_ours = os.getpgid(int(process.name)) == group or "ray" in (process / "cmdline").read_text()
+            handles = list((process / "fd").iterdir()) if is_ours else []
         except OSError:
             continue
         for handle in handles:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,15 +101,26 @@ def test_a_stopped_job_goes_on_where_it_was_when_it_is_submitted_again(
         assert epochs[:known].time.tolist() == before[trial.name].time.tolist()
 
 
-def test_submit_goes_all_the_way_and_fetches_the_model_home(address: str, cells: Path, tmp_path: Path) -> None:
+def test_submit_can_be_left_and_goes_all_the_way_and_fetches_the_model_home(
+    address: str, cells: Path, tmp_path: Path
+) -> None:
     recipe = plain_recipe(cells, tmp_path / "cluster", search={"max_epochs": 1})
     recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "ovr_ray.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", address]
     environment = os.environ | {"RAY_AUTH_MODE": "token"}
     home = ["--output", str(tmp_path / "home")]
+    left = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert left.stdout is not None
+    assert left.stdout.readline().startswith("tune: job ")
+    time.sleep(2)  # until it follows
+    left.send_signal(signal.SIGINT)
+    told = left.communicate(timeout=60)[1]
+    assert left.returncode == 130, told
+    assert "the job goes on, and the same command follows it" in told
     done = subprocess.run([*command, *home], capture_output=True, text=True, env=environment, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "is under way" in done.stdout
     assert "AP: average precision" in done.stdout
     assert {file.name for file in (tmp_path / "home" / "tiny").iterdir()} >= {
         "joint.pt",

@@ -77,7 +77,7 @@ class Ledger:
     def __init__(self, run: RunFolder, recipe: Recipe, tasks: Collection[str]) -> None:
         self.recipe, self.tasks = recipe, [name for name in recipe.tasks if name in tasks]
         self.metric = f"val_{recipe.search.metric}"
-        self._run = run
+        self.run = run
         self._clock_file = run.file("search.json")
         clock = json.loads(self._clock_file.read_text()) if self._clock_file.exists() else {}
         self._seconds_before = clock.get("seconds", 0.0)
@@ -165,7 +165,7 @@ class Ledger:
     def begin(self, task: str, config: Config) -> Trial:
         """A new trial, its record on disk."""
         number = len(self.trials[task])
-        trial = Trial(task, number, config, self._run.trial(task, number))
+        trial = Trial(task, number, config, self.run.trial(task, number))
         trial.save()
         self.trials[task].append(trial)
         return trial

@@ -117,15 +117,14 @@ def read_ledger(run: RunFolder) -> Ledger:
     return ledger
 
 
-def status(run: RunFolder) -> RenderableType:
-    """The live table, and what a person may do next."""
-    ledger = read_ledger(run)
+def status(ledger: Ledger) -> RenderableType:
+    """The live table of a ledger that was read, and what a person may do next."""
     lines = []
     counts = ledger.counts()
     if ledger.is_alive:
         lines.append("A search is running.")
     elif ledger.complete():
-        lines.append(f"Complete; ovr-ray combine {run.path} makes the joint model.")
+        lines.append(f"Complete; ovr-ray combine {ledger.run.path} makes the joint model.")
     elif ledger.out_of_time:
         lines.append(OUT_OF_TIME)
     else:
