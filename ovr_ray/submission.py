@@ -50,7 +50,11 @@ LAST_LINES = 20
 LOST = (requests.RequestException, aiohttp.ClientError, RuntimeError)
 """What Ray's client raises when the way to the cluster is gone."""
 
-CHATTY = ("ray.dashboard", "ray._private.runtime_env")
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 """Loggers that tell of every upload and connection."""
 
 BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
