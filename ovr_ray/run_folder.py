@@ -28,7 +28,7 @@ Status = Literal["unfinished", "finished", "stopped", "diverged", "failed"]
 number; crashed more often than ``search.max_failures``."""
 
 CHANGEABLE = re.compile(
-    r"tasks\.[^.]+\.trials|search\.(time_budget|max_concurrent|max_failures)|(resources|checkpoints)\..+"
+    r"tasks\.[^.]+\.trials|search\.(time_budget|max_concurrent|max_failures|trackers)|(resources|checkpoints)\..+"
 )
 """Recipe fields that may differ between a run and its resumption."""
 

@@ -18,6 +18,7 @@ from ovr_ray.recipe.sections import (
     Search,
     Task,
     ThresholdGoal,
+    Tracker,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Search",
     "Task",
     "ThresholdGoal",
+    "Tracker",
     "Uniform",
     "absolute",
     "load",

@@ -161,6 +161,10 @@ class Augment(Model):
     vertical_flip: Fraction = 0.5
 
 
+Tracker = Literal["mlflow", "wandb"]
+"""Where every epoch may go, too; see :mod:`ovr_ray.search.trackers`."""
+
+
 class Search(Model):
     """How every task is searched."""
 
@@ -180,6 +184,8 @@ class Search(Model):
     """Seconds of searching, over all resumptions; null: no limit."""
     max_failures: NonNegativeInt = 3
     """How often a trial that crashed is tried again, from its last checkpoint."""
+    trackers: tuple[Tracker, ...] = ()
+    """Every trial's config and epochs go there, too."""
 
     @model_validator(mode="after")
     def _grace_within_epochs(self) -> Search:

@@ -20,6 +20,7 @@ from ovr_ray.run_folder import RunFolder, trial_name
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 from ovr_ray.search.progress import OUT_OF_TIME, Progress, overview
+from ovr_ray.search.trackers import refuse_lacking_packages, tracking
 from ovr_ray.search.trial import Job, train_trial
 
 
@@ -57,6 +58,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         raise BadInput(unknown)
     if cluster.in_job():
         cluster.refuse_relative_paths(recipe, "a job runs in a copy of its folder that goes away")
+    refuse_lacking_packages(recipe.search.trackers)
     table = check(recipe)
     with cluster.connected():
         several = cluster.has_several_nodes()
@@ -73,8 +75,8 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
         ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:
-            with ledger.clock():
-                _search(run, recipe, table, ledger, need, console)
+            with ledger.clock(), tracking(recipe, run, console) as trackers:
+                _search(run, recipe, table, ledger, need, console, trackers)
         console.print(overview(ledger))
     if ledger.refusal:
         raise BadInput(ledger.refusal)
@@ -88,7 +90,13 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
 
 
 def _search(
-    run: RunFolder, recipe: Recipe, table: LabelTable, ledger: Ledger, need: dict[str, float], console: Console
+    run: RunFolder,
+    recipe: Recipe,
+    table: LabelTable,
+    ledger: Ledger,
+    need: dict[str, float],
+    console: Console,
+    trackers: list[ray_tune.Callback],
 ) -> None:
     console.print(f"Decoding {len(table.files)} images")
     images, table = load_parts(table, recipe.data, PARTS)  # the test part too: its bad files are told before the search
@@ -114,7 +122,7 @@ def _search(
             name="trials",
             storage_path=str(run.path),
             failure_config=ray_tune.FailureConfig(max_failures=recipe.search.max_failures),
-            callbacks=[Progress(ledger, console, needs_gpu=bool(need["GPU"]))],
+            callbacks=[Progress(ledger, console, needs_gpu=bool(need["GPU"])), *trackers],
             verbose=0,
         ),
     )

@@ -12,6 +12,7 @@ import ray
 import ray.data
 import torch
 from ray import tune
+from ray.tune.result import TIMESTEPS_TOTAL
 from upath import UPath
 
 from ovr_ray.images import Feed
@@ -40,7 +41,7 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     if not job.run.trial(config["task"], config["number"]).path.exists():
         # a node that joined after the search began was not asked; a failure would be tried again on it, and again
         unseen = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) does not see {job.run.path}"
-        tune.report({"epoch": 0, metric: 0.0, "unseen": unseen})
+        _report({"epoch": 0, metric: 0.0, "unseen": unseen})
         return
     assigned = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
@@ -50,15 +51,20 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, 2 * batch_size)
     trainer, augment = session.trainer, job.recipe.augment
     if session.restored:  # the driver may not have heard of this epoch
-        tune.report(session.restored | {"device": trainer.device.type})
+        _report(session.restored | {"device": trainer.device.type})
     try:
         for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
             metrics["device"] = trainer.device.type
             session.save(metrics)
-            tune.report(metrics)
+            _report(metrics)
     except Diverged as reason:
         worst = {"epoch": trainer.epoch, metric: 0.0}  # searchers choke on NaN
-        tune.report(worst | {"diverged": str(reason)})
+        _report(worst | {"diverged": str(reason)})
+
+
+def _report(metrics: dict[str, Any]) -> None:
+    """To Tune; the epoch is TensorBoard's step, as Tune's own count begins anew whenever a trial goes on."""
+    tune.report(metrics | {TIMESTEPS_TOTAL: metrics["epoch"]})
 
 
 class _Session:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import ovr_ray
 from ovr_ray import cluster
@@ -60,8 +62,39 @@ def test_a_trial_keeps_its_best_and_its_latest_checkpoint(finished: RunFolder) -
         assert {ranked.epoch.iloc[0], ranked.epoch.max()} <= set(kept)
 
 
-def test_tune_writes_what_tensorboard_reads(finished: RunFolder) -> None:
-    assert list((finished.path / "trials" / "crack-0000").glob("events.out.tfevents.*"))
+def scalars(path: str, metric: str) -> list[Any]:
+    """What TensorBoard draws of a metric, of one file or a trial's folder."""
+    events = EventAccumulator(path)
+    events.Reload()
+    return events.Scalars(f"ray/tune/{metric}")
+
+
+def test_tensorboard_shows_every_trial_by_task_and_number(finished: RunFolder) -> None:
+    """A run's name is its folder below ``--logdir``: the trial's."""
+    shown = {Path(file).parent.name for file in (finished.path / "trials").rglob("events.out.tfevents.*")}
+    assert shown == {trial.name for trial in finished.trials()}
+    for trial in finished.trials():
+        epochs = trial.epochs()
+        for metric in ("train_loss", "val_loss", "val_f1", "val_average_precision"):
+            drawn = scalars(str(trial.path), metric)
+            assert [event.step for event in drawn] == epochs.epoch.tolist()
+            assert [event.value for event in drawn] == pytest.approx(epochs[metric].tolist())
+
+
+def test_tensorboard_compares_hyperparameters(finished: RunFolder) -> None:
+    for trial in finished.trials():
+        record = trial.record()
+        events = EventAccumulator(str(trial.path))
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        shown = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert shown["task"].string_value == record["task"]
+        given = {name: value for name, value in record["config"].items() if value is not None}
+        told = {name: value.string_value or value.number_value for name, value in shown.items()}
+        assert told == {"task": record["task"], "number": record["number"]} | given
+        summed = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        metrics = HParamsPluginData.FromString(summed).experiment.metric_infos
+        assert {"ray/tune/val_f1", "ray/tune/val_average_precision"} <= {metric.name.tag for metric in metrics}
 
 
 def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
