@@ -103,14 +103,16 @@ def combine(
     calibrate: Annotated[
         Literal["platt", "temperature"] | None, typer.Option(help="make probabilities frequencies")
     ] = None,
-    also: Annotated[Literal["onnx", "pt2"] | None, typer.Option("--format", help="write it as this, too")] = None,
+    also: Annotated[
+        Literal["torchscript", "onnx", "pt2"], typer.Option("--format", help="beside TorchScript, write it as this")
+    ] = "torchscript",
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
     from ovr_ray import joint, verbs
 
     _check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
-    formats = [also] if also else []
+    formats = [] if also == "torchscript" else [also]
     model = verbs.combine(run, _picks(pick), task, output, refinement, formats)
     _tell_winners(model.metadata)
     for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):

@@ -93,6 +93,8 @@ def test_check_names_undecodable_images(recipe: Path, cells: Path, tmp_path: Pat
     [
         (["tune", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["combine", "nowhere"], "is not a run folder"),
+        (["combine", "nowhere", "--format", "torchscript"], "is not a run folder"),
+        (["combine", "nowhere", "--format", "tflite"], "'tflite' is not one of"),
         (["evaluate", "nowhere"], "no such model"),
         (["predict", "nowhere", "x.png"], "no such model"),
         (["predict", "nowhere", "x.png", "--output", "no/x.csv"], "its folder does not exist"),
