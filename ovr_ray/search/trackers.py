@@ -16,7 +16,6 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
-from requests.utils import get_netrc_auth
 from rich.console import Console
 
 from ovr_ray.errors import BadInput, Fault
@@ -160,8 +159,8 @@ def _wandb(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
     is_local = isinstance(run.path, Path)
     if "WANDB_DIR" not in os.environ and is_local:
         settings.root_dir = str(run.path)
-    logged_in = settings.api_key or get_netrc_auth(settings.base_url)
-    if settings.mode != "disabled" and (settings.mode != "online" or not logged_in):
+    wanted = settings.mode not in ("offline", "dryrun")
+    if settings.mode != "disabled" and not (wanted and (settings.api_key or wandb.login(prompt=False, verify=False))):
         settings.mode = "offline"
         if "WANDB_DIR" not in os.environ:
             _local(run, "Weights & Biases", "log in (wandb login, or WANDB_API_KEY), or set WANDB_DIR")

@@ -29,7 +29,7 @@ STAGES = {1: 1e-3, 2: 1e-4}
 def _nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "WANDB_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -146,3 +146,33 @@ def test_trials_that_ctrl_c_stopped_are_ended_and_a_lost_tracker_stops_no_search
             tracker.on_trial_result(0, [], trial, {"epoch": epoch, "val_f1": 0.5})
         tracker.on_trial_complete(0, [], trial)
     assert console.export_text().count("mlflow is told no more") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k" * 40}, "online"),
+        ({"WANDB_MODE": "online"}, "offline"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k" * 40}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_wandb_goes_online_with_a_login_alone_and_never_asks(
+    variables: dict[str, str], mode: str, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    recipe = make_recipe(search={"trackers": ["wandb"]})
+    with tracking(recipe, RunFolder.of(recipe), Console()):
+        assert os.environ["WANDB_MODE"] == mode
+    assert os.environ.get("WANDB_MODE") == variables.get("WANDB_MODE")
+
+
+def test_a_variable_that_wandb_does_not_know_is_told(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    recipe = make_recipe(search={"trackers": ["wandb"]})
+    with pytest.raises(BadInput, match="sometimes"), tracking(recipe, RunFolder.of(recipe), Console()):
+        pass
