@@ -7,8 +7,11 @@ import warnings
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from upath import UPath
+
+from ovr_ray.model import prepared
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Files that are taken for images where a folder is given."""
@@ -30,7 +33,7 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
     color : {"gray", "rgb"}
         Gray is ITU-R 601 luminance.
     size : int, optional
-        Pixels a side of the square that the image is resized to (bilinear, antialiased); None: as it is.
+        Pixels a side of the square that the image is resized to, just as joint models do; None: as it is.
 
     Returns
     -------
@@ -55,10 +58,11 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
         raise BadImage("not an image, or of an unknown format") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged files
         raise BadImage(f"damaged: {error}") from None
-    if size and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    array = np.array(image)
+    array = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    if size is None or array.shape[1:] == (size, size):
+        return array
+    return (prepared(torch.from_numpy(array)[None], len(array), size)[0] * 255).round().byte().numpy()
 
 
 def read_image(file: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:

@@ -54,15 +54,20 @@ class SubModel(nn.Module):
 
 
 def prepared(images: torch.Tensor, channels: int, size: int) -> torch.Tensor:
-    """As training read them: float in 0..1, (N, channels, size, size)."""
+    """As training stores them, in 256 levels: float in 0..1, (N, channels, size, size).
+
+    Training's own images are made by this function; half a level makes some networks' logits differ by whole numbers.
+    """
     if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
         raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
-    images = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
-    if images.size(1) == 1 and channels == 3:
-        images = images.expand(-1, 3, -1, -1)
-    if images.size(1) == 3 and channels == 1:  # ITU-R 601 luminance, as Pillow's "L"
-        images = 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
-    return resized(images, size)
+    levels = images.float() if images.dtype == torch.uint8 else (images.float() * 255.0).round()
+    if levels.size(1) == 1 and channels == 3:
+        levels = levels.expand(-1, 3, -1, -1)
+    if levels.size(1) == 3 and channels == 1:  # ITU-R 601 luminance, as Pillow's "L"
+        levels = (0.299 * levels[:, 0:1] + 0.587 * levels[:, 1:2] + 0.114 * levels[:, 2:3]).round()
+    if levels.size(2) != size or levels.size(3) != size:
+        levels = resized(levels, size).round()
+    return levels / 255.0
 
 
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:

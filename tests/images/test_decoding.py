@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ovr_ray.images import BadImage, decode, read_image
+from ovr_ray.model import prepared
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
@@ -87,3 +89,15 @@ def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
 def test_names_with_spaces_and_umlauts_are_read(tmp_path: Path) -> None:
     gradient().save(tmp_path / "Zelle nº 7 – größe.png")
     assert read_image(str(tmp_path / "Zelle nº 7 – größe.png"), "gray").shape == (1, 10, 20)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_a_joint_model_makes_of_a_file_what_training_stored_of_it(mode: str, color: Literal["gray", "rgb"]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 75, 3) if mode == "RGB" else (50, 75), np.uint8)
+    content = encoded(Image.fromarray(pixels))
+    stored, plain = (torch.from_numpy(decode(content, color, size).copy()) for size in (32, None))
+    as_it_is = torch.from_numpy(decode(content, "rgb" if mode == "RGB" else "gray").copy())
+    for given in (plain, as_it_is, as_it_is.float() / 255):
+        seen = prepared(given[None], len(stored), 32)[0] * 255
+        assert (seen.round().byte() != stored).float().mean() < 0.002  # luminance: Pillow rounds halves otherwise
