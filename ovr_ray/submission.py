@@ -61,7 +61,7 @@ BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
 
 
 def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> Path:
-    """Tune, combine and evaluate on a cluster; a search that is under way there is followed, not started twice.
+    """Tune, combine, evaluate and report on a cluster; a search that is under way there is followed, not started twice.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
             jobs.do("tune", "recipe.yaml", *chosen, folder=folder)
             jobs.do("combine", str(run.path), *chosen, folder=folder)
             jobs.do("evaluate", str(run.path), folder=folder)
+            jobs.do("report", str(run.path), folder=folder)
             return jobs.fetch(home / recipe.name, folder)
         except LOST as error:
             told = f"the cluster no longer answers ({error}); its job goes on, and the same command follows it"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny, and threads of several processes wait for each other
+
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """From trials to one file."""
 
+from ovr_ray.joint import winners
 from ovr_ray.joint.combine import combine
 from ovr_ray.joint.export import METADATA, Format, load_torchscript, write_exported, write_torchscript
 from ovr_ray.joint.module import Ensemble, JointModel
@@ -17,6 +18,7 @@ __all__ = [
     "combine",
     "load_torchscript",
     "table_of",
+    "winners",
     "write_exported",
     "write_torchscript",
 ]

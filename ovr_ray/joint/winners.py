@@ -98,6 +98,14 @@ def write(run: RunFolder, winners: Mapping[str, Winner], refined: Mapping[str, d
     write_whole(run.file("winners.json"), json.dumps(told, indent=1))
 
 
+def read(run: RunFolder) -> dict[str, Winner]:
+    """What ``winners.json`` names, of which the checkpoints are still there; nothing if there is no such file."""
+    file = run.file("winners.json")
+    told = json.loads(file.read_text()) if file.exists() else {}
+    folders = {task: run.path / winner["checkpoint"] for task, winner in told.items()}
+    return {task: Winner(folder, card) for task, folder in folders.items() if (card := read_card(folder))}
+
+
 def _all(run: RunFolder, task: str) -> list[Winner]:
     trials = [trial for trial in run.trials() if trial.record()["task"] == task]
     if not any(trial.record()["status"] in ("finished", "stopped") for trial in trials):

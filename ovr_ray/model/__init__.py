@@ -1,5 +1,6 @@
 """One sub-model: network, training, metrics, checkpoints. Imports no Ray."""
 
+from ovr_ray.model.activation import class_activation
 from ovr_ray.model.backbones import LITE, build, names, size_fault, weights_fault
 from ovr_ray.model.checkpoint import Card, forget, load_sub_model, load_training, read_card, save
 from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at, interval
@@ -17,6 +18,7 @@ __all__ = [
     "build",
     "choose_device",
     "choose_threshold",
+    "class_activation",
     "f1_at",
     "forget",
     "interval",

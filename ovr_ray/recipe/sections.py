@@ -242,7 +242,7 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _tasks_have_columns_of_their_own(self) -> Recipe:
         columns = Counter(
-            ["filename", "path", "row", "error", *self.tasks, *(f"{task}_probability" for task in self.tasks)]
+            ["filename", "path", "row", "part", "error", *self.tasks, *(f"{task}_probability" for task in self.tasks)]
         )
         problem = "is the name of another column of the predictions; give the task another name"
         faults = [_fault_at(("tasks", name), problem, name) for name in self.tasks if columns[name] > 1]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from upath import UPath
@@ -17,11 +20,14 @@ from ovr_ray.recipe import Data, Recipe, Task
 from ovr_ray.results.predict import Model, predict
 from ovr_ray.run_folder import RunFolder, write_whole
 
+PREDICTIONS = "predictions.csv"
+"""What the joint model says of every validation and test image, beside the truth."""
+
 
 def evaluate(
     model: Model, labels: str | None = None, images: str | None = None, output: str | None = None
 ) -> dict[str, Any]:
-    """Score a joint model and write ``metrics.json``.
+    """Score a joint model and write ``metrics.json``; of the run's own images also ``predictions.csv`` beside it.
 
     Parameters
     ----------
@@ -38,6 +44,7 @@ def evaluate(
     dict
         What was written: ``images``, ``average_f1``, and per task ``threshold, images, positives, prevalence``, the
         confusion counts and ten metrics at the threshold, ``f1_interval``, ``average_precision`` and its interval.
+        ``validation`` has the same of the run's validation part, where thresholds were chosen.
     """
     data, tasks, table = _truth(model, labels, images)
     predicted = predict(model, table.files.tolist(), data.images)
@@ -45,21 +52,23 @@ def evaluate(
     if not readable.all() and data.on_bad_image == "error":
         bad = "\n".join(f"    {row.filename}: {row.error}" for row in predicted[~readable].itertuples())
         raise BadInput(Fault("data.images", f"{(~readable).sum()} images cannot be decoded:\n{bad}"))
-    thresholds = model.metadata["thresholds"]
-    scores = {
-        task: _score(table.labels[task].to_numpy(), predicted[f"{task}_probability"].to_numpy(), threshold)
-        for task, threshold in zip(tasks, thresholds, strict=True)
-    }
+    answers = _beside_truth(predicted, table, list(tasks))
+    scored = answers[answers.part == "test"]
+    scores = _scores(scored, tasks, model.metadata["thresholds"])
     result = {
         "model": str(model.file),
+        "model_digest": model.digest,
         "labels": data.labels,
         "part": "test" if labels is None else "all",
-        "images": int(readable.sum()),
+        "images": int((scored.error == "").sum()),
         "average_f1": float(np.mean([score["f1"] for score in scores.values()])),
         "average_precision": float(np.mean([score["average_precision"] for score in scores.values()])),
         "tasks": scores,
     }
     file = UPath(output) if output else model.file.with_name("metrics.json")
+    if labels is None:
+        result["validation"] = _scores(answers[answers.part == "val"], tasks, model.metadata["thresholds"])
+        write_whole(file.with_name(PREDICTIONS), answers.to_csv(sep=";", index=False, float_format="%.9g"))
     write_whole(file, json.dumps(result, indent=1))
     return result | {"file": str(file)}
 
@@ -95,15 +104,35 @@ def _truth(model: Model, labels: str | None, images: str | None) -> tuple[Data, 
     if model.run is None:
         remedy = "give --labels CSV --images DIR, or the run folder"
         raise BadInput(Fault(str(model.file), "lies in no run folder, so there is no test part to evaluate on", remedy))
-    return recipe.data, tasks, _test_part(recipe, tasks, model.run)
+    return recipe.data, tasks, _unseen_parts(recipe, tasks, model.run)
 
 
-def _test_part(recipe: Recipe, tasks: dict[str, Task], run: RunFolder) -> LabelTable:
+def _unseen_parts(recipe: Recipe, tasks: dict[str, Task], run: RunFolder) -> LabelTable:
+    """Validation and test: what no sub-model was trained on."""
     split = run.split()
-    test = split[split.part == "test"]
-    if test.empty:
+    unseen = split[split.part != "train"].reset_index(drop=True)
+    if not (unseen.part == "test").any():
         raise BadInput(Fault(str(run.file("split.csv")), "has no test part", "give --labels CSV --images DIR"))
-    return read_labels(recipe.data.model_copy(update={"limit": None}), tasks, split_too=False).named(test.filename)
+    data = recipe.data.model_copy(update={"limit": None})
+    table = read_labels(data, tasks, split_too=False).named(unseen.filename)
+    return replace(table, parts=unseen.part)
+
+
+def _beside_truth(predicted: pd.DataFrame, table: LabelTable, tasks: list[str]) -> pd.DataFrame:
+    """A row an image: part, error, and per task the label (0, 1 or empty) and the probability."""
+    answers = pd.DataFrame({"filename": table.files, "part": table.parts, "error": predicted.error})
+    for task in tasks:
+        answers[task] = table.labels[task].astype("Int64")
+        answers[f"{task}_probability"] = predicted[f"{task}_probability"]
+    return answers
+
+
+def _scores(answers: pd.DataFrame, tasks: Iterable[str], thresholds: list[float]) -> dict[str, dict[str, Any]]:
+    scores = {}
+    for task, threshold in zip(tasks, thresholds, strict=True):
+        truth = answers[task].to_numpy(np.float32, na_value=np.nan)
+        scores[task] = _score(truth, answers[f"{task}_probability"].to_numpy(), threshold)
+    return scores
 
 
 def _score(truth: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
