@@ -173,7 +173,7 @@ class _Jobs:
             ledger = read_ledger(self.run) if self.run.file("recipe.yaml").exists() else None
         except storage_errors():  # also a file that was replaced while it was read
             return None
-        return status(ledger) if ledger and ledger.is_alive else None
+        return status(ledger) if ledger and ledger.clock.is_alive else None
 
     async def _print_log(self, name: str) -> None:
         async for lines in self.client.tail_job_logs(name):

@@ -5,7 +5,7 @@ from ovr_ray.model.backbones import LITE, build, names, size_fault, weights_faul
 from ovr_ray.model.checkpoint import Card, forget, load_sub_model, load_training, read_card, save
 from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at, interval
 from ovr_ray.model.sub_model import SubModel, prepared
-from ovr_ray.model.training import Diverged, Trainer, choose_device, keep_pages, learning_rate
+from ovr_ray.model.training import Diverged, Trainer, choose_device, is_out_of_memory, keep_pages, learning_rate
 
 __all__ = [
     "LITE",
@@ -22,6 +22,7 @@ __all__ = [
     "f1_at",
     "forget",
     "interval",
+    "is_out_of_memory",
     "keep_pages",
     "learning_rate",
     "load_sub_model",

@@ -25,6 +25,11 @@ class Diverged(Exception):
     """The loss is no longer a number."""
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's, or the machine's, memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Trainer:
     """Trains one sub-model.
 
@@ -43,6 +48,9 @@ class Trainer:
     seed : int
     goal : ThresholdGoal
         What :attr:`decision_threshold` aims at.
+    parts : int
+        A batch's gradients are summed over so many parts of it, each of two images or more: less memory, the same
+        step, but for batch norms, whose statistics are a part's.
     """
 
     def __init__(
@@ -55,12 +63,13 @@ class Trainer:
         device: torch.device,
         seed: int = 0,
         goal: ThresholdGoal = "f1",
+        parts: int = 1,
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
         self.sub_model = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, device=device))
         self.optimizer = _optimizer(sub_model, config)
-        self.epoch = 0
+        self.epoch, self.parts = 0, parts
         self.decision_threshold = 0.5
         self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -101,13 +110,14 @@ class Trainer:
         self.sub_model.set_frozen(self.epoch < self.config.unfreeze_epoch)
         start, tally = time.perf_counter(), _Tally()
         for images, labels in _none_of_one(batches):
-            logits, loss = self._forward(images, labels)
-            if not math.isfinite(loss.item()):
-                raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in _parts_of(images, labels, self.parts):
+                logits, loss = self._forward(*part)
+                if not math.isfinite(loss.item()):
+                    raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
+                (loss * (len(logits) / len(labels))).backward()
+                tally.add(logits.detach(), part[1], loss.item())
             self.optimizer.step()
-            tally.add(logits.detach(), labels, loss.item())
         speed = tally.images / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
 
@@ -148,6 +158,12 @@ def _none_of_one(batches: Batches) -> Batches:
             yield from held
             held = [batch]
     yield from held
+
+
+def _parts_of(images: torch.Tensor, labels: torch.Tensor, parts: int) -> Batches:
+    """A batch in so many parts, or fewer, so that each has two images."""
+    parts = max(1, min(parts, len(labels) // 2))
+    return zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
 
 
 class _Tally:

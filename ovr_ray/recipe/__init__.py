@@ -3,8 +3,8 @@
 ``jobs/recipes/reference.yaml`` shows every field with a comment.
 """
 
-from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute
-from ovr_ray.recipe.reading import load, parse
+from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute, is_anchored
+from ovr_ray.recipe.reading import extended, load, parse
 from ovr_ray.recipe.sections import (
     Augment,
     Checkpoints,
@@ -42,6 +42,8 @@ __all__ = [
     "Tracker",
     "Uniform",
     "absolute",
+    "extended",
+    "is_anchored",
     "load",
     "parse",
 ]

@@ -49,6 +49,28 @@ def parse(raw: dict[str, Any], source: str = "recipe") -> Recipe:
         raise BadInput([_told(details, source) for details in error.errors()]) from None
 
 
+def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
+    """The recipe with more trials: ``crack=+10`` each, ten more than it says.
+
+    Raises
+    ------
+    BadInput
+        If one is not of that form, or names no task.
+    """
+    faults, tasks = [], dict(recipe.tasks)
+    for extension in extensions:
+        name, _, more = extension.partition("=+")
+        if not more.isdigit():
+            faults.append(Fault(f"--extend {extension}", "is not of the form TASK=+N"))
+        elif name not in tasks:
+            faults.append(Fault(f"--extend {extension}", "no such task", f"tasks: {', '.join(tasks)}"))
+        else:
+            tasks[name] = tasks[name].model_copy(update={"trials": tasks[name].trials + int(more)})
+    if faults:
+        raise BadInput(faults)
+    return recipe.model_copy(update={"tasks": tasks})
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys in silence; a task written twice would vanish."""
 

@@ -52,8 +52,8 @@ def report(run: RunFolder) -> UPath:
     html = templates.get_template("report.html").render(
         name=ledger.recipe.name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        state="running" if ledger.is_alive else "complete" if ledger.complete() else "not complete",
-        minutes=ledger.seconds / 60,
+        state="running" if ledger.clock.is_alive else "complete" if ledger.complete() else "not complete",
+        minutes=ledger.clock.seconds / 60,
         metric=ledger.metric,
         tasks=sections,
         average=evaluated.metrics["average_f1"] if evaluated.metrics else None,

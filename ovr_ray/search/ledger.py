@@ -6,27 +6,18 @@ killed is rebuilt from these records and the epochs beside them, so nothing depe
 
 from __future__ import annotations
 
-import json
 import math
-import threading
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import get_args
 
 import pandas as pd
 
-from ovr_ray.errors import Fault
+from ovr_ray.errors import OvrRayError
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run_folder import RunFolder, Status, TrialFolder, write_whole
-
-SAVE_CLOCK_EVERY = 5.0
-"""Seconds between two writings of the search's clock."""
-
-SIGN_OF_LIFE = 30.0
-"""Seconds since the last writing of the clock in which a search is taken to be running."""
+from ovr_ray.run_folder import RunFolder, Status, TrialFolder
+from ovr_ray.search.clock import Clock
 
 
 @dataclass
@@ -39,6 +30,8 @@ class Trial:
     folder: TrialFolder
     status: Status = "unfinished"
     reason: str = ""
+    failures: int = 0
+    """How often it crashed, over all sessions."""
     live: bool = False
     scores: dict[int, float] = field(default_factory=dict)
     """Epoch -> score, so far."""
@@ -60,7 +53,7 @@ class Trial:
     def save(self) -> None:
         """Write its record."""
         record = {"task": self.task, "number": self.number, "status": self.status, "reason": self.reason}
-        self.folder.write_record(record | {"config": self.config.model_dump(mode="json")})
+        self.folder.write_record(record | {"failures": self.failures, "config": self.config.model_dump(mode="json")})
 
 
 class Ledger:
@@ -78,14 +71,9 @@ class Ledger:
         self.recipe, self.tasks = recipe, [name for name in recipe.tasks if name in tasks]
         self.metric = f"val_{recipe.search.metric}"
         self.run = run
-        self._clock_file = run.file("search.json")
-        clock = json.loads(self._clock_file.read_text()) if self._clock_file.exists() else {}
-        self._seconds_before = clock.get("seconds", 0.0)
-        self.is_alive = time.time() - clock.get("time", 0.0) < SIGN_OF_LIFE
-        """Whether a search was at work in the folder when it was read."""
-        self._start = time.monotonic()
-        self.refusal: Fault | None = None
-        """Why no trial can be trained, found by one of them."""
+        self.clock = Clock(run)
+        self.refusal: OvrRayError | None = None
+        """Why no trial can go on, found by one of them."""
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
         for folder in run.trials():
             self._recall(folder)
@@ -93,7 +81,8 @@ class Ledger:
     def _recall(self, folder: TrialFolder) -> None:
         record = folder.record()
         config = Config.model_validate(record["config"])
-        trial = Trial(record["task"], record["number"], config, folder, record["status"], record["reason"])
+        known = (record["status"], record["reason"], record.get("failures", 0))
+        trial = Trial(record["task"], record["number"], config, folder, *known)
         epochs = folder.epochs()
         trial.scores = dict(zip(epochs["epoch"], epochs[self.metric], strict=True)) if len(epochs) else {}
         if trial.status == "unfinished" and trial.epoch >= self.recipe.search.max_epochs:
@@ -101,37 +90,20 @@ class Ledger:
         self.trials[trial.task].append(trial)
 
     @property
-    def seconds(self) -> float:
-        """Time that this search has taken, over all its resumptions."""
-        return self._seconds_before + time.monotonic() - self._start
-
-    @contextmanager
-    def clock(self) -> Iterator[None]:
-        """Write the search's time every few seconds while this is open: a sign of life."""
-        ended = threading.Event()
-
-        def tick() -> None:
-            while not ended.is_set():
-                self._write_clock(time.time())
-                ended.wait(SAVE_CLOCK_EVERY)
-
-        ticking = threading.Thread(target=tick, daemon=True)
-        ticking.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            ticking.join()
-            self._write_clock(0.0)
-
-    def _write_clock(self, now: float) -> None:
-        write_whole(self._clock_file, json.dumps({"seconds": round(self.seconds, 1), "time": round(now, 1)}))
-
-    @property
     def out_of_time(self) -> bool:
         """Whether the time budget is spent."""
+        return self.seconds_left == 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the time budget; None: no limit."""
         budget = self.recipe.search.time_budget
-        return budget is not None and self.seconds >= budget
+        return None if budget is None else max(0.0, budget - self.clock.seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may go on now, whatever is left."""
+        return self.out_of_time or self.refusal is not None
 
     def counts(self) -> pd.DataFrame:
         """How far every task is: trials by status, its budget and its best score, by task name."""
@@ -174,6 +146,26 @@ class Ledger:
         """Record how a trial ended; ``unfinished`` leaves it to a later session."""
         trial.status, trial.reason, trial.live = status, reason, False
         trial.save()
+
+    def crash(self, trial: Trial, reason: str, its_own: bool = True) -> None:
+        """Leave a crashed trial to be tried again, or record that it crashed once too often.
+
+        Parameters
+        ----------
+        trial : Trial
+        reason : str
+        its_own : bool
+            Without it the crash does not count: its machine was taken away.
+        """
+        trial.failures += its_own
+        is_over = trial.failures > self.recipe.search.max_failures
+        self.end(trial, "failed" if is_over else "unfinished", reason)
+
+    def rest(self) -> None:
+        """Nothing runs any more."""
+        for trials in self.trials.values():
+            for trial in trials:
+                trial.live = False
 
     def settle(self) -> None:
         """Record the ends of trials that a killed search could no longer record."""

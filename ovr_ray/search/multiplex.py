@@ -7,6 +7,7 @@ the search was interrupted.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,19 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ovr_ray.errors import Fault
+from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.recipe import Config, Recipe, Search
 from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.space import TaskSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+NODE_LOST = "its node has died"
+"""In Ray's words, of an actor whose machine is gone."""
+
+MOST_OF_A_REASON = 500
+"""Characters; the whole trace is in the trial's error.txt."""
 
 STARTUP_TRIALS = 5
 """Random trials of a task before TPE has something to learn from."""
@@ -93,11 +100,10 @@ class MultiplexSearcher(Searcher):
                     self._searches[name].tell(trial)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's config, None if all slots are taken, FINISHED if nothing is left to start."""
-        over = self._ledger.out_of_time or self._ledger.refusal
-        task = None if over else self._ledger.next_task()
-        if task is None:
-            return Searcher.FINISHED
+        """The next trial's config, None if there is none now, FINISHED if there will be none."""
+        task = None if self._ledger.is_over else self._ledger.next_task()
+        if task is None:  # what runs may crash, and has to be handed out again then
+            return None if self._running and not self._ledger.is_over else Searcher.FINISHED
         if len(self._running) >= self._slots():
             return None
         trial = self._ledger.unstarted(task)
@@ -115,22 +121,27 @@ class MultiplexSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how it ended, and learn from it."""
         trial = self._running.pop(trial_id)
-        if result and result.get("unseen"):
-            self._ledger.refusal = Fault("storage", result["unseen"], "mount it on every node, and run this again")
-            self._ledger.end(trial, "unfinished")
-            return
-        if result and "epoch" in result:  # the one that a trial is stopped at comes here alone
-            trial.note(result["epoch"], result[self._ledger.metric])
-        if error:
-            self._ledger.end(trial, "failed")
-        elif result and result.get("diverged"):
-            self._ledger.end(trial, "diverged", result["diverged"])
-        elif trial.epoch >= self._ledger.recipe.search.max_epochs:
-            self._ledger.end(trial, "finished")
-        else:
-            self._ledger.end(trial, "unfinished" if self._ledger.out_of_time else "stopped")
+        if not error:  # the scheduler was told of the crash, and recorded it
+            self._end(trial, result or {})
         if trial.status != "unfinished":
             self._searches[trial.task].tell(trial)
+
+    def _end(self, trial: Trial, last: dict[str, Any]) -> None:
+        ledger = self._ledger
+        if last.get("epoch"):  # the one that a trial is stopped at comes here alone
+            trial.note(last["epoch"], last[ledger.metric])
+        if unseen := last.get("unseen"):
+            ledger.refusal = BadInput(Fault("storage", unseen, "mount it on every node, and run this again"))
+        if unwritable := last.get("unwritable"):
+            ledger.refusal = RunFailed(f"storage: {unwritable}; make room there, and run this again: it goes on")
+        if diverged := last.get("diverged"):
+            ledger.end(trial, "diverged", diverged)
+        elif out_of_memory := last.get("out_of_memory"):
+            ledger.end(trial, "failed", out_of_memory)
+        elif trial.epoch >= ledger.recipe.search.max_epochs:
+            ledger.end(trial, "finished")
+        else:
+            ledger.end(trial, "unfinished" if ledger.is_over else "stopped")
 
     def save(self, checkpoint_path: str) -> None:
         """Ray wants a file; what matters is in the ledger."""
@@ -159,13 +170,17 @@ class MultiplexScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         decision = self._of(trial).on_trial_result(tune_controller, _named(trial), result)
-        return TrialScheduler.STOP if self._ledger.out_of_time else decision
+        return TrialScheduler.STOP if self._ledger.is_over else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         self._of(trial).on_trial_complete(tune_controller, _named(trial), result)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Record the crash; a trial that is left unfinished is handed out again."""
         self._of(trial).on_trial_error(tune_controller, _named(trial))
+        reason = _reason(trial.error_file)
+        crashed = self._ledger.trials[trial.config["task"]][trial.config["number"]]
+        self._ledger.crash(crashed, reason, its_own=NODE_LOST not in reason)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         self._of(trial).on_trial_remove(tune_controller, _named(trial))
@@ -191,6 +206,13 @@ class MultiplexScheduler(FIFOScheduler):
             decision = self._of(trial).on_trial_result(None, _named(trial), row)
             if decision == TrialScheduler.STOP and key in unfinished and row["epoch"] == unfinished[key].epoch:
                 self._ledger.end(unfinished[key], "stopped")
+
+
+def _reason(error_file: str | None) -> str:
+    """The last exception of Ray's file of traces, without the trace."""
+    lines = Path(error_file).read_text().strip().splitlines() if error_file and Path(error_file).exists() else []
+    named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(\([\w.]+\))?: ", line)]
+    return "\n".join(lines[named[-1] if named else -1 :])[:MOST_OF_A_REASON] or "its worker died"
 
 
 def _named(trial: Any) -> Any:

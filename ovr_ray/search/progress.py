@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -19,9 +17,6 @@ from ovr_ray.search.ledger import Ledger, Trial
 
 FIRST = ("backbone", "lr")
 """Config fields that are told before the others."""
-
-MOST_OF_A_REASON = 500
-"""Characters; the whole trace is in the trial's error.txt."""
 
 PRINT_EVERY = 30.0
 """Seconds between two tables where the output is no terminal."""
@@ -44,6 +39,7 @@ class Progress(tune.Callback):
     def __init__(self, ledger: Ledger, console: Console, needs_gpu: bool = False) -> None:
         self._ledger, self._console, self._needs_gpu = ledger, console, needs_gpu
         self._without_gpu: set[str] = set()
+        self._parts: dict[str, int] = {}
         self._live: Live | None = None
         self._printed = 0.0
 
@@ -64,6 +60,11 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        parts, name = result.get("parts", 1), trial.trial_id
+        if parts > self._parts.get(name, 1):
+            self._parts[name] = parts
+            told = f"{self._trial(trial).folder.name}: out of memory; goes on with batches in {parts} parts"
+            self._console.print(told, style="yellow", highlight=False)
         node = result.get("hostname", "")
         if self._needs_gpu and result.get("device") == "cpu" and node not in self._without_gpu:
             self._without_gpu.add(node)
@@ -71,11 +72,15 @@ class Progress(tune.Callback):
             self._console.print(told, style="yellow", highlight=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        config = trial.config
-        failed = self._ledger.trials[config["task"]][config["number"]]
-        self._ledger.end(failed, "failed", _reason(trial.error_file))
-        told = f"{failed.folder.name} failed (all of it: {failed.folder.path / 'error.txt'}): {failed.reason}"
-        self._console.print(told, style="red", markup=False, highlight=False)
+        crashed = self._trial(trial)
+        how = "failed" if crashed.status == "failed" else f"crashed in epoch {crashed.epoch + 1}, is tried again"
+        trace = crashed.folder.path / "error.txt"
+        told = f"{crashed.folder.name} {how} (all of it: {trace}): {crashed.reason}"
+        style = "red" if crashed.status == "failed" else "yellow"
+        self._console.print(told, style=style, markup=False, highlight=False)
+
+    def _trial(self, trial: Any) -> Trial:
+        return self._ledger.trials[trial.config["task"]][trial.config["number"]]
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._live:
@@ -88,7 +93,9 @@ class Progress(tune.Callback):
 
 def overview(ledger: Ledger) -> RenderableType:
     """A row a task (stopped: early, by its scheduler), and below what the best trial of each was trained with."""
-    table = Table(title=f"{ledger.recipe.name}: {ledger.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{ledger.recipe.name}: {ledger.clock.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD
+    )
     for column in ("task", "trials", "running", "done", "stopped", "failed", f"best {ledger.metric}"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task, row in ledger.counts().iterrows():
@@ -113,7 +120,7 @@ def read_ledger(run: RunFolder) -> Ledger:
     ledger = Ledger(run, recipe, recipe.tasks)
     for trials in ledger.trials.values():
         for trial in trials:
-            trial.live = trial.status == "unfinished" and ledger.is_alive
+            trial.live = trial.status == "unfinished" and ledger.clock.is_alive
     return ledger
 
 
@@ -121,7 +128,7 @@ def status(ledger: Ledger) -> RenderableType:
     """The live table of a ledger that was read, and what a person may do next."""
     lines = []
     counts = ledger.counts()
-    if ledger.is_alive:
+    if ledger.clock.is_alive:
         lines.append("A search is running.")
     elif ledger.complete():
         lines.append(f"Complete; ovr-ray combine {ledger.run.path} makes the joint model.")
@@ -141,10 +148,3 @@ def _told(trial: Trial, ledger: Ledger) -> str:
     values = {name: getattr(trial.config, name) for name in sorted(varied, key=lambda n: (n not in FIRST, n))}
     texts = (f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
     return f"({', '.join(texts)})" if values else ""
-
-
-def _reason(error_file: str | None) -> str:
-    """The last exception of Ray's file of traces, without the trace."""
-    lines = Path(error_file).read_text().strip().splitlines() if error_file and Path(error_file).exists() else []
-    named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(\([\w.]+\))?: ", line)]
-    return "\n".join(lines[named[-1] if named else -1 :])[:MOST_OF_A_REASON] or "its worker died"

@@ -44,7 +44,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     BadInput
         If the recipe, its data, or a changed recipe under an old name are wrong; nothing was trained.
     RunFailed
-        If every trial of a task failed; says why.
+        If every trial of a task failed, or the run folder can no longer be written; says why.
     Interrupted
         If the search was stopped by Ctrl-C; the same call goes on with it.
     """
@@ -73,13 +73,15 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         split = pd.DataFrame({"filename": table.files, "part": table.parts})
         run.begin(recipe, table.fingerprint(), split)
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
+        ledger.clock.refuse_a_second_search()
         ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:
-            with ledger.clock(), tracking(recipe, run, console) as trackers:
+            with ledger.clock.ticking(), tracking(recipe, run, console) as trackers:
                 _search(run, recipe, table, ledger, need, console, trackers)
+            ledger.rest()
         console.print(overview(ledger))
     if ledger.refusal:
-        raise BadInput(ledger.refusal)
+        raise ledger.refusal
     if ledger.out_of_time and not ledger.complete():
         console.print(OUT_OF_TIME)
     elif not ledger.complete():
@@ -115,13 +117,14 @@ def _search(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
+            time_budget_s=ledger.seconds_left,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=ray_tune.RunConfig(
             name="trials",
             storage_path=str(run.path),
-            failure_config=ray_tune.FailureConfig(max_failures=recipe.search.max_failures),
+            failure_config=ray_tune.FailureConfig(max_failures=0),  # the ledger hands crashed trials out again
             callbacks=[Progress(ledger, console, needs_gpu=bool(need["GPU"])), *trackers],
             verbose=0,
         ),

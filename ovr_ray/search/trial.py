@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from dataclasses import dataclass, replace
@@ -16,10 +17,24 @@ from ray.tune.result import TIMESTEPS_TOTAL
 from upath import UPath
 
 from ovr_ray.images import Feed
-from ovr_ray.model import Card, Diverged, Trainer, choose_device, forget, keep_pages, load_training, read_card, save
+from ovr_ray.model import (
+    Card,
+    Diverged,
+    Trainer,
+    choose_device,
+    forget,
+    is_out_of_memory,
+    keep_pages,
+    load_training,
+    read_card,
+    save,
+)
 from ovr_ray.recipe import Config, Recipe
 from ovr_ray.run_folder import RunFolder
 from ovr_ray.search.multiplex import derived_seed
+
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a full or locked disk says; to try again would only use up trials."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +61,39 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     assigned = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     torch.backends.cudnn.benchmark = True  # all images are of one size
-    session = _Session(config, job, choose_device(assigned.get("GPU", 0)))
-    labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
-    train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, 2 * batch_size)
-    trainer, augment = session.trainer, job.recipe.augment
-    if session.restored:  # the driver may not have heard of this epoch
-        _report(session.restored | {"device": trainer.device.type})
+    device = choose_device(assigned.get("GPU", 0))
+    parts, most = 1, max(1, config["batch_size"] // 2)
+    while "out_of_memory" in (end := _train(config, job, train, val, device, parts)) and parts < most:
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        parts = min(2 * parts, most)
+    if end:
+        _report({"epoch": 0, metric: 0.0} | end)  # a finite score: searchers choke on NaN
+
+
+def _train(
+    config: dict[str, Any], job: Job, train: ray.data.Dataset, val: ray.data.Dataset, device: torch.device, parts: int
+) -> dict[str, str]:
+    """Epoch by epoch to the end; or why it ended before."""
     try:
+        session = _Session(config, job, device, parts)
+        labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
+        train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, max(2, 2 * batch_size // parts))
+        trainer, augment = session.trainer, job.recipe.augment
+        always = {"device": device.type, "parts": trainer.parts}
+        if session.restored:  # the driver may not have heard of this epoch
+            _report(session.restored | always)
         for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
-            metrics["device"] = trainer.device.type
-            session.save(metrics)
-            _report(metrics)
+            session.save(metrics | always)
+            _report(metrics | always)
     except Diverged as reason:
-        worst = {"epoch": trainer.epoch, metric: 0.0}  # searchers choke on NaN
-        _report(worst | {"diverged": str(reason)})
+        return {"diverged": str(reason)}
+    except Unwritable as reason:
+        return {"unwritable": str(reason)}
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"out_of_memory": f"out of memory on {device} with batches in {parts} parts: {config}"}
+    return {}
 
 
 def _report(metrics: dict[str, Any]) -> None:
@@ -67,10 +101,14 @@ def _report(metrics: dict[str, Any]) -> None:
     tune.report(metrics | {TIMESTEPS_TOTAL: metrics["epoch"]})
 
 
+class Unwritable(Exception):
+    """The run folder takes no more."""
+
+
 class _Session:
     """A trainer and what it leaves in its trial's folder."""
 
-    def __init__(self, given: dict[str, Any], job: Job, device: torch.device) -> None:
+    def __init__(self, given: dict[str, Any], job: Job, device: torch.device, parts: int) -> None:
         recipe = job.recipe
         self.task, number = given["task"], given["number"]
         self.config = Config(**{name: value for name, value in given.items() if name in Config.model_fields})
@@ -102,6 +140,7 @@ class _Session:
             device=device,
             seed=seed,
             goal=recipe.tasks[self.task].threshold,
+            parts=max(parts, checkpoint[1].metrics.get("parts", 1) if checkpoint else 1),
         )
         self.restored: dict[str, Any] | None = None
         self._rows: list[dict[str, Any]] = []
@@ -122,7 +161,15 @@ class _Session:
         return max(self._whole_checkpoints().items(), key=lambda found: found[1].epoch, default=None)
 
     def save(self, metrics: dict[str, Any]) -> None:
-        """Write the epoch's checkpoint, if one is due, and its row."""
+        """Write the epoch's checkpoint, if one is due, and its row; raises :class:`Unwritable`."""
+        try:
+            self._save(metrics)
+        except OSError as error:
+            if error.errno not in NO_MORE:
+                raise
+            raise Unwritable(f"{error.filename or self._folder.path}: {error.strerror}") from error
+
+    def _save(self, metrics: dict[str, Any]) -> None:
         row = metrics | {"time": round(time.time(), 3)}
         epoch, rule = metrics["epoch"], self._checkpoints
         above = rule.above_f1 is not None and metrics["val_f1"] >= rule.above_f1

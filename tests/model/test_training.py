@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, learning_rate
+from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
 from ovr_ray.recipe import Config
 from tests.conftest import BACKBONE
 
@@ -109,3 +110,31 @@ def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.Monk
     assert choose_device(gpus_assigned=1).type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device(gpus_assigned=0).type == "mps"
+
+
+def test_a_batch_in_parts_takes_the_same_step() -> None:
+    batches = [(torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8), (torch.arange(9) % 2).float())]
+    losses, weights = [], []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 1))
+        sub_model = SubModel(network, 16, 16, 1, [0.5], [0.2])
+        config = Config(optimizer="sgd", lr=0.1, schedule="constant")
+        trainer = Trainer(
+            sub_model, config, pos_weight=2.0, max_epochs=1, device=torch.device("cpu"), seed=0, parts=parts
+        )
+        (metrics,) = trainer.epochs(lambda epoch: batches, lambda: batches)
+        losses.append(metrics["train_loss"])
+        weights.append(network[1].weight.detach().clone())
+    assert losses[0] == pytest.approx(losses[1])
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+def test_memory_that_does_not_suffice_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not is_out_of_memory(other.value)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import ColumnSplit, Config, PrecisionGoal, RecallGoal, Recipe, load, parse
+from ovr_ray.recipe import ColumnSplit, Config, PrecisionGoal, RecallGoal, Recipe, extended, load, parse
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
@@ -137,6 +137,21 @@ def test_a_malformed_override_is_told(override: str, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(minimal()))
     with pytest.raises(BadInput, match="--set"):
         load(file, [override])
+
+
+def test_more_trials_than_the_recipe_says_however_often_it_is_said() -> None:
+    recipe = parse(minimal(tasks={"crack": {"trials": 5}, "inactive": {"trials": 3}}))
+    more = extended(recipe, ["crack=+10"])
+    assert [task.trials for task in more.tasks.values()] == [15, 3]
+    assert extended(recipe, ["crack=+10"]) == more
+
+
+def test_what_cannot_be_extended_is_told_all_at_once() -> None:
+    recipe = parse(minimal(tasks={"crack": {"trials": 5}}))
+    with pytest.raises(BadInput) as caught:
+        extended(recipe, ["crack=10", "crak=+1"])
+    assert "--extend crack=10: is not of the form TASK=+N" in str(caught.value)
+    assert "--extend crak=+1: no such task\n    -> tasks: crack" in str(caught.value)
 
 
 def test_what_is_dumped_reads_back_the_same() -> None:

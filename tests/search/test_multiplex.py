@@ -12,6 +12,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from ovr_ray.errors import RunFailed
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder
 from ovr_ray.search.ledger import Ledger
@@ -58,6 +59,14 @@ class Driver:
             self.searcher.on_trial_result(trial_id, row)
         return decision
 
+    def crash(self, trial_id: str, reason: str) -> None:
+        """As Tune tells of it: the scheduler first."""
+        error_file = self.run.path / "error.txt"
+        error_file.write_text(f"Failure # 1\nray.exceptions.ActorDiedError: {reason}\n")
+        trial = SimpleNamespace(config=self.live.pop(trial_id), error_file=str(error_file))
+        self.scheduler.on_trial_error(None, trial)
+        self.searcher.on_trial_complete(trial_id, error=True)
+
     def finish(self, trial_id: str, score: float = 0.5) -> None:
         while trial_id in self.live:
             self.epoch(trial_id, score)
@@ -103,8 +112,8 @@ def test_budgets_are_exact(make_recipe: Make) -> None:
 def test_every_unfinished_task_has_its_share_of_the_slots(slots: int, make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=9), slots)
     while driver.fill() is None:
-        assert len(driver.live) == slots
         unfinished = {task for task in driver.ledger.tasks if driver.ledger.left(task)}
+        assert len(driver.live) == slots or not unfinished
         if len(unfinished) == 2:
             assert all(driver.ledger.live(task) >= slots // 2 for task in unfinished)
         end_plainly(driver, next(iter(driver.live)))
@@ -206,14 +215,72 @@ def test_a_trial_that_was_stopped_as_the_search_was_killed_is_not_run_again(make
     assert Driver(recipe).ledger.trials["crack"][1].status == "stopped"
 
 
-def test_a_failed_trial_is_recorded_and_uses_its_budget(make_recipe: Make) -> None:
-    recipe = unlimited(make_recipe, trials=1)
-    driver = Driver(recipe)
-    driver.fill()
-    for trial_id in list(driver.live):
-        driver.searcher.on_trial_complete(trial_id, error=True)
+def test_a_crashed_trial_is_handed_out_again_until_it_crashed_too_often(make_recipe: Make) -> None:
+    recipe = unlimited(make_recipe, trials=1, max_failures=2)
+    for crashes in (1, 2, 3):
+        driver = Driver(recipe)  # crashes are counted over sessions
+        driver.fill()
+        assert sorted((config["task"], config["number"]) for config in driver.live.values()) == [
+            ("crack", 0),
+            ("inactive", 0),
+        ]
+        for trial_id in list(driver.live):
+            driver.crash(trial_id, "its worker process has died")
+        records = [trial.record() for trial in driver.run.trials()]
+        assert {record["failures"] for record in records} == {crashes}
+        assert {record["status"] for record in records} == {"failed" if crashes == 3 else "unfinished"}
+        assert "its worker process has died" in records[0]["reason"]
     assert Driver(recipe).fill() == Searcher.FINISHED
-    assert {trial.record()["status"] for trial in driver.run.trials()} == {"failed"}
+
+
+def test_a_trial_whose_machine_was_taken_away_did_not_fail(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=1, max_failures=0), slots=1)
+    for _ in range(5):
+        driver.fill()
+        driver.crash(next(iter(driver.live)), "The actor died because its node has died. Node Id: abc")
+    assert {trial.record()["failures"] for trial in driver.run.trials()} == {0}
+    assert not driver.ledger.complete()
+
+
+def test_a_crashed_trial_goes_on_within_the_same_search(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=2), slots=1)
+    driver.fill()
+    (first,) = driver.live
+    config = driver.live[first]
+    driver.epoch(first, 0.5)
+    driver.crash(first, "its worker process has died")
+    driver.fill()
+    while driver.live:
+        trial_id, again = next(iter(driver.live.items()))
+        if (again["task"], again["number"]) == (config["task"], config["number"]):
+            assert again == config
+        end_plainly(driver, trial_id)
+        driver.fill()
+    assert driver.ledger.complete()
+    assert Counter(trial.record()["task"] for trial in driver.run.trials()) == {"crack": 2, "inactive": 2}
+
+
+def test_a_full_disk_ends_the_search_and_costs_no_trial(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe), slots=2)
+    driver.fill()
+    full, other = driver.live
+    told = "/runs/tiny/trials: No space left on device"
+    driver.searcher.on_trial_complete(full, {"epoch": 0, "val_f1": 0.0, "unwritable": told})
+    assert driver.fill() == Searcher.FINISHED
+    assert driver.epoch(other, 0.5) == TrialScheduler.STOP
+    with pytest.raises(RunFailed, match="No space left on device; make room there"):
+        raise driver.ledger.refusal  # type: ignore[misc]
+    assert {trial.record()["status"] for trial in driver.run.trials()} == {"unfinished"}
+
+
+def test_a_trial_too_large_for_the_memory_fails_at_once_with_its_config(make_recipe: Make) -> None:
+    driver = Driver(unlimited(make_recipe, trials=1), slots=1)
+    driver.fill()
+    (trial_id,) = driver.live
+    told = "out of memory on cuda with batches in 16 parts: {'backbone': 'resnet101'}"
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 0, "val_f1": 0.0, "out_of_memory": told})
+    record = driver.run.trial("crack", 0).record()
+    assert (record["status"], record["reason"]) == ("failed", told)
 
 
 def test_a_result_without_an_epoch_is_no_news(make_recipe: Make) -> None:
@@ -238,12 +305,12 @@ def test_a_spent_time_budget_starts_nothing_and_leaves_trials_resumable(make_rec
     recipe = unlimited(make_recipe, time_budget=1000)
     driver = Driver(recipe, slots=2)
     driver.fill()
-    driver.ledger._seconds_before = 2000
+    driver.ledger.clock._start -= 2000
     assert driver.fill() == Searcher.FINISHED
     trial_id = next(iter(driver.live))
     assert driver.epoch(trial_id, 0.5) == TrialScheduler.STOP
     assert driver.run.trial("crack", 0).record()["status"] == "unfinished"
-    with driver.ledger.clock():
+    with driver.ledger.clock.ticking():
         pass
     assert Driver(recipe).ledger.out_of_time
     longer = recipe.model_copy(update={"search": recipe.search.model_copy(update={"time_budget": 5000})})
