@@ -14,7 +14,7 @@ from typing import get_args
 
 import pandas as pd
 
-from ovr_ray.errors import OvrRayError
+from ovr_ray.errors import OvrRayError, RunFailed
 from ovr_ray.recipe import Config, Recipe
 from ovr_ray.run_folder import RunFolder, Status, TrialFolder
 from ovr_ray.search.clock import Clock
@@ -135,17 +135,27 @@ class Ledger:
         return min(waiting, key=lambda task: (self.live(task), -self.left(task)), default=None)
 
     def begin(self, task: str, config: Config) -> Trial:
-        """A new trial, its record on disk."""
+        """A new trial, its record on disk; if the disk is full, there is a :attr:`refusal`."""
         number = len(self.trials[task])
         trial = Trial(task, number, config, self.run.trial(task, number))
-        trial.save()
+        self._save(trial)
         self.trials[task].append(trial)
         return trial
 
     def end(self, trial: Trial, status: Status, reason: str = "") -> None:
         """Record how a trial ended; ``unfinished`` leaves it to a later session."""
         trial.status, trial.reason, trial.live = status, reason, False
-        trial.save()
+        self._save(trial)
+
+    def _save(self, trial: Trial) -> None:
+        try:
+            trial.save()
+        except OSError as error:  # Tune would take it for the trial's failure
+            self.refuse_storage(f"{error.filename or trial.folder.path}: {error.strerror or error}")
+
+    def refuse_storage(self, problem: str) -> None:
+        """End the search: nothing more can be written."""
+        self.refusal = RunFailed(f"storage: {problem}; make room there, and run this again: it goes on")
 
     def crash(self, trial: Trial, reason: str, its_own: bool = True) -> None:
         """Leave a crashed trial to be tried again, or record that it crashed once too often.

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ovr_ray.errors import BadInput, Fault, RunFailed
+from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Recipe, Search
 from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
@@ -109,6 +109,8 @@ class MultiplexSearcher(Searcher):
         trial = self._ledger.unstarted(task)
         if trial is None:
             trial = self._ledger.begin(task, self._searches[task].ask(len(self._ledger.trials[task])))
+            if self._ledger.is_over:  # its record cannot be written
+                return Searcher.FINISHED
         trial.live = True
         self._running[trial_id] = trial
         return {"task": task, "number": trial.number, **trial.config.model_dump(mode="json")}
@@ -133,7 +135,7 @@ class MultiplexSearcher(Searcher):
         if unseen := last.get("unseen"):
             ledger.refusal = BadInput(Fault("storage", unseen, "mount it on every node, and run this again"))
         if unwritable := last.get("unwritable"):
-            ledger.refusal = RunFailed(f"storage: {unwritable}; make room there, and run this again: it goes on")
+            ledger.refuse_storage(unwritable)
         if diverged := last.get("diverged"):
             ledger.end(trial, "diverged", diverged)
         elif out_of_memory := last.get("out_of_memory"):

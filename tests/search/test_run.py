@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,36 @@ def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path)
     assert search.process.returncode == 1, told
     assert "crack-0000: diverged: the training loss became" in told
     assert search.run.trial("inactive", 0).record()["status"] == "finished"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that holds 6 MB."""
+    if os.geteuid():
+        assert "CI" not in os.environ, "only root may mount"
+        pytest.skip("only root may mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_search_in_words_and_with_more_room_it_goes_on(
+    cells: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    search = Search(tmp_path, plain_recipe(cells, small_disk))
+    told = search.output()
+    assert search.process.returncode == 1, told
+    assert "No space left on device" in told
+    assert "Traceback" not in told
+    assert {trial.record()["status"] for trial in search.run.trials()} <= {"finished", "stopped", "unfinished"}
+    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)
+    again = Search(tmp_path, plain_recipe(cells, small_disk))
+    told = again.output()
+    assert again.process.returncode == 0, told
+    assert Counter(trial.record()["task"] for trial in again.run.trials()) == {"crack": 3, "inactive": 3}
 
 
 def search_whose_worker_is_killed(cells: Path, folder: Path, **search: Any) -> tuple[Search, str]:
