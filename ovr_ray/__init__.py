@@ -10,7 +10,19 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["check", "combine", "evaluate", "init", "predict", "run", "status", "submit", "tune"]
+__all__ = [
+    "check",
+    "combine",
+    "evaluate",
+    "init",
+    "predict",
+    "predict_parts",
+    "report",
+    "run",
+    "status",
+    "submit",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

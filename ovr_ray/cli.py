@@ -11,7 +11,10 @@ import typer
 from ovr_ray.errors import BadInput, Fault, OvrRayError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ovr_ray.recipe import Recipe
+    from ovr_ray.results import Parts
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -21,6 +24,9 @@ RecipePath = Annotated[
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <storage>/<name>")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="e.g. --set search.max_epochs=3")]
+Extensions = Annotated[
+    list[str], typer.Option("--extend", metavar="TASK=+N", help="so many trials more than the recipe says (repeatable)")
+]
 Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="this task alone (repeatable)")]
 
 
@@ -71,11 +77,16 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
-def tune(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None:  # noqa: B006
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    task: Tasks = [],  # noqa: B006
+    extend: Extensions = [],  # noqa: B006
+) -> None:
     """Search every task at once, or go on with a search that was interrupted."""
     from ovr_ray import verbs
 
-    run = verbs.tune(_recipe(recipe, overrides), task)
+    run = verbs.tune(_recipe(recipe, overrides, extend), task)
     typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
 
 
@@ -136,42 +147,64 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelPath,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="image files and folders")],
-    output: Annotated[Path | None, typer.Option(help=".csv or .parquet [the terminal]")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH…", help="image files, folders, .csv or .parquet files of filenames"),
+    ],
+    images: Annotated[str | None, typer.Option(help="what a table's names are relative to [its folder]")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="FILE.csv or FILE.parquet, or a folder for parts [the terminal]")
+    ] = None,
+    form: Annotated[Literal["csv", "parquet"] | None, typer.Option("--format", help="of the parts [parquet]")] = None,
 ) -> None:
-    """Write a probability and a decision for every label of every image."""
-    from rich.console import Console
+    """Write a probability and a decision for every label of every image.
+
+    A folder is for very many images: run again after an interruption, it goes on at the first part that is not there.
+    """
+    from upath import UPath
 
     from ovr_ray import results, verbs
 
-    if output and output.suffix not in (".csv", ".parquet"):
-        raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet"))
+    in_parts = _is_folder(output)
+    if form and not in_parts:
+        raise BadInput(Fault(f"--format {form}", "is for a folder of parts", "give --output DIR"))
     _check_output(output)
     opened = results.Model(model)
-    table = verbs.predict(opened, paths)
-    if output is None and sys.stdout.isatty():
-        Console().print(results.answers_of(table, opened.metadata["labels"]))
-    elif output is None:
-        table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
-    elif output.suffix == ".csv":
-        table.to_csv(output, sep=";", index=False)
+    if output and in_parts:
+        _tell_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
+        return
+    table = verbs.predict(opened, paths, images)
+    if output:
+        results.write_table(table, UPath(output))
     else:
-        table.to_parquet(output, index=False)
-    unreadable = int((table.error != "").sum())
-    if unreadable:
-        typer.echo(f"{unreadable} of {len(table)} images could not be read; column 'error' says why", err=True)
+        _print_answers(table, opened.metadata["labels"])
+    _tell_unreadable(int((table.error != "").sum()), len(table))
     if output:
         typer.echo(f"{output}: {len(table)} images", err=True)
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = [], task: Tasks = []) -> None:  # noqa: B006
-    """Tune, combine and evaluate."""
+def report(run: RunPath) -> None:
+    """Write report.html: trials, curves, mistakes, as one page. While a search runs, too."""
     from ovr_ray import verbs
 
-    metrics = verbs.run(_recipe(recipe, overrides), task)
+    typer.echo(str(verbs.report(run)))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    task: Tasks = [],  # noqa: B006
+    extend: Extensions = [],  # noqa: B006
+) -> None:
+    """Tune, combine, evaluate and report."""
+    from ovr_ray import verbs
+
+    metrics = verbs.run(_recipe(recipe, overrides, extend), task)
     _tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
+    typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")
 
 
 @app.command()
@@ -185,11 +218,42 @@ def submit(
         bool, typer.Option("--install", help="pip-install on the nodes what this project needs and they lack")
     ] = False,
 ) -> None:
-    """Tune, combine and evaluate as jobs on a cluster; follow them, and fetch the model home."""
+    """Tune, combine, evaluate and report as jobs on a cluster; follow them, and fetch the model home."""
     from ovr_ray import verbs
 
     home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
     typer.echo(f"{home / 'joint.pt'}: the joint model")
+
+
+def _is_folder(output: str | None) -> bool:
+    """Whether predictions go into a folder of parts; raises :class:`BadInput` for a file of another kind."""
+    if output is None or output.endswith((".csv", ".parquet")):
+        return False
+    if Path(output).suffix and not output.endswith("/") and not Path(output).is_dir():
+        raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet", "a folder's name may end in /"))
+    return True
+
+
+def _print_answers(table: pd.DataFrame, labels: list[str]) -> None:
+    from rich.console import Console
+
+    from ovr_ray.results import answers_of
+
+    if sys.stdout.isatty():
+        Console().print(answers_of(table, labels))
+    else:
+        table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
+
+
+def _tell_parts(parts: Parts) -> None:
+    _tell_unreadable(parts.unreadable, parts.images)
+    already = f", {parts.already} more were there" if parts.already else ""
+    typer.echo(f"{parts.folder}: {parts.images} images{already}, in {len(parts.files)} parts", err=True)
+
+
+def _tell_unreadable(count: int, images: int) -> None:
+    if count:
+        typer.echo(f"{count} of {images} images could not be read; column 'error' says why", err=True)
 
 
 def _check_output(output: str | Path | None) -> None:
@@ -204,10 +268,10 @@ def _check_output(output: str | Path | None) -> None:
         raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
 
 
-def _recipe(path: str, overrides: list[str]) -> Recipe:
-    from ovr_ray.recipe import load
+def _recipe(path: str, overrides: list[str], extensions: list[str] = []) -> Recipe:  # noqa: B006
+    from ovr_ray.recipe import extended, load
 
-    return load(path, overrides)
+    return extended(load(path, overrides), extensions)
 
 
 def _picks(picks: list[str]) -> dict[str, str]:

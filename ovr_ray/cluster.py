@@ -170,3 +170,16 @@ def slots(need: dict[str, float]) -> int:
     return sum(
         min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.items() if amount) for node in nodes
     )
+
+
+def shares() -> tuple[dict[str, float], int]:
+    """What a worker of a batch prediction asks for, and how many there can be.
+
+    A GPU and its share of its node's CPUs, which decode for it; or one CPU, where no node has a GPU.
+    """
+    nodes = [node["Resources"] for node in _alive()]
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if not with_gpu:
+        return {"CPU": 1, "GPU": 0}, int(sum(node.get("CPU", 0) for node in nodes))
+    cpus = min(int(node.get("CPU", 0) / node["GPU"]) for node in with_gpu)
+    return {"CPU": cpus, "GPU": 1}, int(sum(node["GPU"] for node in with_gpu))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from upath import UPath
 
 from ovr_ray import checks, cluster, joint, results, search, starter, submission
 from ovr_ray.images import LabelTable
@@ -59,21 +60,48 @@ def evaluate(
     return results.evaluate(_model(model), labels, images, output)
 
 
-def predict(model: Scorable, paths: Sequence[str]) -> pd.DataFrame:
-    """Probabilities and decisions for image files and folders; see :func:`ovr_ray.results.predict`."""
-    return results.predict(_model(model), results.find_images(paths))
+def predict(model: Scorable, paths: Sequence[str], images: str | None = None) -> pd.DataFrame:
+    """Probabilities and decisions for image files, folders, and tables that name files; one table in memory.
+
+    See :func:`ovr_ray.results.find_images` and :func:`ovr_ray.results.predict`.
+    """
+    model = _model(model)
+    return results.predict(model, results.find_images(paths, model.recipe(), images))
+
+
+def predict_parts(
+    model: Scorable,
+    paths: Sequence[str],
+    output: str,
+    images: str | None = None,
+    form: results.Format = "parquet",
+    part_size: int = results.PART,
+) -> results.Parts:
+    """The same for more images than fit in memory, into a folder; see :func:`ovr_ray.results.predict_parts`."""
+    model = _model(model)
+    found = results.find_images(paths, model.recipe(), images)
+    return results.predict_parts(model, found, output, form, part_size)
+
+
+def report(run: RunFolder | str | Path) -> UPath:
+    """Write ``report.html`` into a run folder; see :func:`ovr_ray.reporting.report`."""
+    from ovr_ray import reporting  # plotly is for this verb alone
+
+    return reporting.report(_run(run))
 
 
 def run(recipe: Runnable, tasks: Collection[str] = ()) -> dict[str, Any]:
-    """Tune, combine and evaluate; returns the metrics."""
+    """Tune, combine, evaluate and report; returns the metrics, and where the report is."""
     with cluster.connected():
-        return evaluate(combine(tune(recipe, tasks), tasks=tasks))
+        folder = tune(recipe, tasks)
+        metrics = evaluate(combine(folder, tasks=tasks))
+    return metrics | {"report": str(report(folder))}
 
 
 def submit(
     recipe: Runnable, address: str, tasks: Collection[str] = (), home: str | Path = "runs", install: bool = False
 ) -> Path:
-    """Tune, combine and evaluate as jobs on a cluster; see :func:`ovr_ray.submission.submit`."""
+    """Tune, combine, evaluate and report as jobs on a cluster; see :func:`ovr_ray.submission.submit`."""
     return submission.submit(_recipe(recipe), address, tasks, Path(home), install)
 
 

@@ -1,34 +1,38 @@
-"""Batch prediction with a joint model, on Ray Data."""
+"""Batch prediction with a joint model: which images, and their way through Ray Data."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from itertools import groupby
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 
-import numpy as np
 import pandas as pd
 import ray
 import ray.data
-import torch
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import SUFFIXES, BadImage, read_image
+from ovr_ray.images import SUFFIXES, read_table
 from ovr_ray.joint import load_torchscript
-from ovr_ray.recipe import Recipe, absolute, parse
+from ovr_ray.recipe import Recipe, absolute, is_anchored, parse
+from ovr_ray.results.worker import answer
 from ovr_ray.run_folder import RunFolder
 
-BATCH = 32
-IMAGES_PER_WORKER = 128
-"""A further worker is started for so many images more, up to one a CPU or GPU; fewer images start no cluster."""
+CHUNK = 128
+"""Images of one table that are answered by one task; so few in all start no cluster."""
+TABLES = (".csv", ".parquet")
+"""Files that are taken for tables that name images."""
 
 
 class Model:
@@ -64,33 +68,86 @@ class Model:
         return parse(self.metadata["recipe"], str(self.file))
 
 
-def find_images(paths: Sequence[str]) -> list[str]:
-    """Image files, folders searched through; raises :class:`BadInput` for what is not there or has no image."""
-    files, faults = [], []
+def find_images(paths: Sequence[str], recipe: Recipe, root: str | None = None) -> pd.DataFrame:
+    """Image files, folders searched through, and tables that name images.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Paths or URIs. A ``.csv`` or ``.parquet`` file has a column ``data.filename`` of the recipe.
+    recipe : Recipe
+        The model's.
+    root : str, optional
+        What a table's names are relative to; default: its folder.
+
+    Returns
+    -------
+    DataFrame
+        ``filename``, as it was given or as its table has it, and ``path``, from the root, or a URI.
+
+    Raises
+    ------
+    BadInput
+        For what is not there, folders without an image, and tables without names.
+    """
+    found, faults = [], []
     for given in paths:
-        path = UPath(given)
-        if path.is_dir():
-            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-            files += found
-            if not found:
-                faults.append(Fault(given, "no image in this folder", f"images end in {', '.join(SUFFIXES)}"))
-        elif path.exists():
-            files.append(str(path))
-        else:
-            faults.append(Fault(given, "no such file or folder"))
+        try:
+            found.append(_found(given, recipe, root))
+        except BadInput as error:
+            faults += error.faults
     if faults:
         raise BadInput(faults)
-    return files
+    return pd.concat(found, ignore_index=True)
 
 
-def predict(model: Model, files: Sequence[str], root: str = "") -> pd.DataFrame:
+def _found(given: str, recipe: Recipe, root: str | None) -> pd.DataFrame:
+    path = UPath(given)
+    if path.is_dir():
+        files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise BadInput(Fault(given, "no image in this folder", f"images end in {', '.join(SUFFIXES)}"))
+        return _located(files)
+    if path.suffix.lower() in TABLES:
+        names = _names(given, recipe.data.filename, recipe.data.separator)
+        return _located(names, str(path.parent) if root is None else root)
+    if not path.exists():
+        raise BadInput(Fault(given, "no such file or folder"))
+    return _located([given])
+
+
+def _names(table: str, column: str, separator: str) -> list[str]:
+    read = read_table(table, separator)
+    if list(read.columns).count(column) != 1:
+        problem = f"has no column {column!r}" if column not in read.columns else f"has column {column!r} twice"
+        remedy = f"its columns: {', '.join(read.columns)}; separator, as in the model's recipe: {separator!r}"
+        raise BadInput(Fault(table, problem, remedy))
+    names = read[column]
+    empty = names.index[names.str.strip() == ""]
+    if len(empty):
+        raise BadInput(Fault(f"{table}, column {column!r}", f"{len(empty)} rows name no file, row {empty[0]} for one"))
+    return names.tolist()
+
+
+def _located(names: Sequence[str], root: str = "") -> pd.DataFrame:
+    """Workers have a current folder of their own, so that every path must go from the root."""
+    paths = [absolute(name if not root or is_anchored(name) else f"{root}/{name}") for name in names]
+    return pd.DataFrame({"filename": list(names), "path": paths}, dtype=object)
+
+
+def predict(
+    model: Model, files: Sequence[str] | pd.DataFrame, root: str = "", workers: int | None = None
+) -> pd.DataFrame:
     """Probabilities and decisions for image files.
 
     Parameters
     ----------
     model : Model
-    files : sequence of str
-        Paths or URIs, below ``root`` if it is given.
+    files : sequence of str, or DataFrame
+        Paths or URIs, below ``root`` if it is given; or what :func:`find_images` found.
+    root : str
+    workers : int, optional
+        At most so many processes; default: one a GPU, or one a CPU where there is none.
 
     Returns
     -------
@@ -98,73 +155,87 @@ def predict(model: Model, files: Sequence[str], root: str = "") -> pd.DataFrame:
         A row a file, in their order: ``filename``, for every label ``<label>_probability`` (float) and ``<label>``
         (0/1), and ``error``: why a file could not be read; its other cells are empty.
     """
-    # workers have a current folder of their own
-    paths = [absolute(f"{root}/{file}" if root else file) for file in files]
-    rows = pd.DataFrame({"row": range(len(files)), "filename": list(files), "path": paths})
-    if len(files) <= IMAGES_PER_WORKER and not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
-        table = _predicted_here(model, rows)
-    else:
-        with cluster.connected():
-            table = _predicted_by_workers(model, rows)
-    table = table.sort_values("row", ignore_index=True).drop(columns="row")
-    return table[[*table.columns.drop("error"), "error"]]
+    images = files if isinstance(files, pd.DataFrame) else _located(files, root)
+    chunks = [images.iloc[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    answers = {}
+    with progress(len(images)) as advance:
+        for number, table in in_turn(model, chunks, answer, workers):
+            answers[number] = table
+            advance(len(table))
+    table = pd.concat([answers[number] for number in range(len(chunks))], ignore_index=True)
+    return table.astype(dict.fromkeys(model.metadata["labels"], "Int64"))
 
 
-def _predicted_here(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
-    """A few images are answered before a cluster would have started."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    columns = [{str(name): batch[name].to_numpy() for name in batch} for batch in batches]
-    answers: list[pd.DataFrame] = [_predict_batch(batch, str(model.file), model.digest, device) for batch in columns]
-    return pd.concat(answers)
+def in_turn(
+    model: Model,
+    chunks: Sequence[pd.DataFrame],
+    work: Callable[..., pd.DataFrame],
+    workers: int | None = None,
+    folder: UPath | None = None,
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Have some work done on every chunk of images; a few images are answered before a cluster would have started.
+
+    Parameters
+    ----------
+    model : Model
+    chunks : sequence of DataFrame
+        ``filename`` and ``path``; all but the last of one length.
+    work : callable
+        As :func:`ovr_ray.results.worker.answer`.
+    workers : int, optional
+    folder : UPath, optional
+        Where the workers write, which every node must see.
+
+    Yields
+    ------
+    int, DataFrame
+        A chunk's number and what was returned for it, in the order in which they are done.
+    """
+    work = partial(work, file=str(model.file), digest=model.digest)
+    if sum(map(len, chunks)) <= CHUNK and not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
+        yield from enumerate(map(work, chunks))
+        return
+    with cluster.connected():
+        if folder is not None and cluster.has_several_nodes():
+            cluster.refuse_unseen_storage(folder, chunks[0]["path"].iloc[0])
+        share, places = cluster.shares()
+        numbered = [chunk.assign(chunk=number) for number, chunk in enumerate(chunks)]
+        dataset = ray.data.from_pandas(numbered).map_batches(
+            partial(_numbered, work=work),
+            batch_size=len(chunks[0]),  # a chunk a task; Ray takes no None where there are GPUs
+            batch_format="pandas",
+            compute=ray.data.TaskPoolStrategy(size=max(1, min(workers or places, len(chunks)))),
+            num_cpus=share["CPU"],
+            num_gpus=share["GPU"],
+            max_calls=0,  # a process that has a GPU would end after one chunk, and its model with it
+        )
+        # what Ray makes of Arrow's types itself has no NaN
+        for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield done["chunk"][0].as_py(), done.drop_columns("chunk").to_pandas()
 
 
-def _predicted_by_workers(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    places = gpus or int(ray.cluster_resources().get("CPU", 1))
-    batches = [rows.iloc[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    dataset = ray.data.from_pandas(batches).map_batches(
-        partial(_predict_in_worker, file=str(model.file), digest=model.digest),
-        batch_size=BATCH,
-        compute=ray.data.TaskPoolStrategy(size=max(1, min(places, len(rows) // IMAGES_PER_WORKER))),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-    )
-    return dataset.to_pandas()
+def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    assert (chunk["chunk"] == chunk["chunk"].iloc[0]).all(), "Ray Data put several chunks into one batch"
+    return work(chunk).assign(chunk=chunk["chunk"].iloc[0])
 
 
-def _predict_in_worker(batch: dict[str, np.ndarray], file: str, digest: str) -> pd.DataFrame:
-    """Where Ray put it, with the CPU that Ray gave it."""
-    torch.set_num_threads(1)
-    return _predict_batch(batch, file, digest, "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+@contextmanager
+def progress(images: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere: gives the function that is told how many images more are done."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images  {task.fields[told]}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=images, completed=done, told="")
+        began = time.monotonic()
 
+        def advance(more: int) -> None:
+            bar.advance(task, more)
+            count = bar.tasks[0].completed
+            rate = (count - done) / (time.monotonic() - began)
+            left = timedelta(seconds=round((images - count) / rate))
+            bar.update(task, told=f"{rate:.1f} images/s, {left} left", refresh=True)
 
-@lru_cache(maxsize=1)
-def _loaded(file: str, digest: str, device: str) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """The model of this process; a changed file has another digest and is loaded anew."""
-    return load_torchscript(UPath(file).read_bytes(), device)
-
-
-@torch.inference_mode()
-def _predict_batch(batch: dict[str, np.ndarray], file: str, digest: str, device: str) -> pd.DataFrame:
-    model, metadata = _loaded(file, digest, device)
-    images: dict[int, np.ndarray] = {}
-    table = pd.DataFrame({"row": batch["row"], "filename": batch["filename"], "error": ""})
-    for place, path in enumerate(batch["path"]):
-        try:
-            images[place] = read_image(path, metadata["recipe"]["data"]["color"])
-        except BadImage as error:
-            table.loc[place, "error"] = str(error)
-    probability = np.full((len(table), len(metadata["labels"])), np.nan, np.float32)
-    for _, places in groupby(sorted(images, key=lambda i: images[i].shape), key=lambda i: images[i].shape):
-        alike = list(places)
-        stacked = torch.from_numpy(np.stack([images[i] for i in alike]))
-        probability[alike] = model(stacked.to(device)).cpu().numpy()
-    decision = probability >= model.thresholds.cpu().numpy()
-    for column, label in enumerate(metadata["labels"]):
-        table[f"{label}_probability"] = probability[:, column]
-        table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(table.error == "")
-    return table
+        yield advance
 
 
 def answers_of(table: pd.DataFrame, labels: Sequence[str]) -> Table:

@@ -1,0 +1,51 @@
+"""Measured against baselines: `python -m tests.benchmarks [NAME…] [--json FILE]`. No name: all but the long ones."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.measure import Row, machine
+
+BENCHMARKS = ("joint", "predict")
+"""Modules here with ``rows() -> list[Row]`` and ``LONG``; the others print what they have by commands of their own."""
+
+
+def main() -> None:
+    """Run, print the table, write the JSON."""
+    modules = {name: importlib.import_module(f"tests.benchmarks.{name}") for name in BENCHMARKS}
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(modules)}")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    if unknown := sorted(set(asked.names) - set(modules)):
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(modules)}")
+    names = asked.names or [name for name, module in modules.items() if not module.LONG]
+    where = machine()
+    rows = [row for name in names for row in modules[name].rows()]
+    Console().print(
+        _table(rows), f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f} at the start"
+    )
+    if asked.json:
+        asked.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1))
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(caption="ratio: above 1 ours is better; medians of runs taken in turn with the baseline")
+    for column in ("name", "baseline", "ours", "theirs", "ratio", "goal", "runs"):
+        table.add_column(column, justify="left" if column in ("name", "baseline") else "right")
+    for row in rows:
+        taken = [f"{1000 * row[key]:.1f} ms" for key in ("ours_s", "baseline_s")]
+        figures = [f"{row['ratio']:.2f}", f"{row['goal']:.2f}", str(row["runs"])]
+        style = "" if row["ratio"] >= row["goal"] else "yellow"
+        table.add_row(row["name"], row["baseline"], *taken, *figures, style=style)
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Images predicted per second by `predict`, against a bare loop over decoded images, and with a second worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from upath import UPath
+
+from ovr_ray import cluster
+from ovr_ray.images import read_image
+from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
+from ovr_ray.model import SubModel, build, keep_pages
+from ovr_ray.recipe import parse
+from ovr_ray.results import Model, predict
+from ovr_ray.results.worker import BATCH
+from tests.benchmarks.measure import Row, in_turn, row
+
+LONG = False
+SIZE = 224
+IMAGES = 256
+"""A multiple of what a task answers, for two workers alike."""
+RUNS = 5
+LABELS = ["a", "b"]
+
+
+def rows() -> list[Row]:
+    """PNGs of 300 x 300 gray pixels, two EfficientNet-Lite0 at 224 pixels, a thread a worker."""
+    with tempfile.TemporaryDirectory() as folder, _one_thread(), cluster.connected():
+        files = _write_images(Path(folder))
+        model = _write_model(Path(folder))
+        decoded = [read_image(file, "gray") for file in files]
+        joint, _ = load_torchscript(model.file.read_bytes())
+        works = {
+            "one": partial(predict, model, files, workers=1),
+            "two": partial(predict, model, files, workers=2),
+            "loop": partial(_loop, joint, decoded),
+        }
+        taken = in_turn(works, runs=RUNS, warm=1)
+        keep_pages()  # as workers do; it cannot be undone, and so comes second
+        kept = in_turn({"one": works["one"], "loop": works["loop"]}, runs=RUNS, warm=1)
+        cores = int(ray.cluster_resources()["CPU"])
+        more = {"images": IMAGES, "note": "Ray and its workers started before"}
+        few = {} if cores > 2 else {"doubt": f"{cores} cores: two workers share them with decoding and with Ray itself"}
+        return [
+            row("predict, 1 worker", "decoded-loop", taken["one"], taken["loop"], 0.95, RUNS, **more),
+            row("predict, 1 worker", "decoded-loop, pages kept", kept["one"], kept["loop"], 0.95, RUNS, **more),
+            row("predict, 2 workers", "predict, 1 worker", taken["two"], taken["one"], 1.8, RUNS, **more, **few),
+        ]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As a worker has that was lent one CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_images(folder: Path) -> list[str]:
+    """Smooth shapes under noise, which PNG packs about as well as photographs."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(IMAGES):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12), np.uint8)).resize((300, 300), Image.Resampling.BICUBIC)
+        noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (300, 300))
+        files.append(str(folder / f"{number:04d}.png"))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(files[-1])
+    return files
+
+
+def _write_model(folder: Path) -> Model:
+    torch.manual_seed(0)
+    parts = [SubModel(build("efficientnet_lite0", SIZE), SIZE, SIZE, 1, [0.5], [0.2]).eval() for _ in LABELS]
+    data = {"labels": "unused.csv", "images": "unused", "image_size": SIZE}
+    recipe = parse({"name": "benchmark", "data": data, "tasks": {label: {"trials": 1} for label in LABELS}})
+    told = {"labels": LABELS, "thresholds": [0.5, 0.5], "recipe": recipe.dump()}
+    joint = JointModel(LABELS, parts, [0.5, 0.5]).eval()
+    write_torchscript(
+        joint, UPath(folder) / "joint.pt", told, [torch.randint(0, 256, (1, 300, 300), dtype=torch.uint8)]
+    )
+    return Model(os.fspath(folder / "joint.pt"))
+
+
+@torch.inference_mode()
+def _loop(joint: torch.jit.ScriptModule, decoded: list[np.ndarray]) -> None:
+    for start in range(0, len(decoded), BATCH):
+        joint(torch.from_numpy(np.stack(decoded[start : start + BATCH])))
