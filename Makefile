@@ -26,7 +26,7 @@ test: env  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: env  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .
