@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import ovr_ray
 from ovr_ray import cluster
+from ovr_ray.cli import app
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
@@ -120,6 +122,18 @@ def test_parts_of_unknown_origin_are_refused(finished: RunFolder, cells: Path, t
     (tmp_path / "part-00000.parquet").write_text("what is this")
     with pytest.raises(BadInput, match="nobody knows the origin of"):
         ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path))
+
+
+def test_the_command_line_writes_a_folder_of_parts(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    command = ["predict", str(finished.path), str(cells / "images"), "--output", str(tmp_path / "out")]
+    for told in ("80 images, in 1 parts", "0 images, 80 more were there, in 1 parts"):
+        assert told in CliRunner().invoke(app, [*command, "--format", "csv"]).stderr
+    assert len((tmp_path / "out/part-00000.csv").read_text().splitlines()) == 81
+
+
+def test_a_format_without_a_folder_is_told(finished: RunFolder) -> None:
+    with pytest.raises(BadInput, match="is for a folder of parts"):
+        CliRunner().invoke(app, ["predict", str(finished.path), "x.png", "--format", "csv"], catch_exceptions=False)
 
 
 IN_PARTS_OF_TWO = """
