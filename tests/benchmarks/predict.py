@@ -48,7 +48,7 @@ def rows() -> list[Row]:
         keep_pages()  # as workers do; it cannot be undone, and so comes second
         kept = in_turn({"one": works["one"], "loop": works["loop"]}, runs=RUNS, warm=1)
         cores = int(ray.cluster_resources()["CPU"])
-        more = {"images": IMAGES, "note": "Ray and its workers started before"}
+        more = {"images": IMAGES, "torch_threads": 1, "note": "Ray and its workers started before"}
         few = {} if cores > 2 else {"doubt": f"{cores} cores: two workers share them with decoding and with Ray itself"}
         return [
             row("predict, 1 worker", "decoded-loop", taken["one"], taken["loop"], 0.95, RUNS, **more),
