@@ -86,6 +86,8 @@ class Hunt:
     """Of a cluster to use; None: the search starts its own Ray."""
     sessions: int = 0
     shots: list[Shot] = field(default_factory=list)
+    workers_shot: int = 0
+    """Only these are crashes of a trial's own."""
 
     @property
     def run(self) -> RunFolder:
@@ -139,6 +141,7 @@ class Hunt:
             time.sleep(self.rng.uniform(0, within))
             if len(self.shots) < kills and (worker := _worker_of(process.pid)):
                 os.kill(worker, signal.SIGKILL)
+                self.workers_shot += 1
                 self.note()
         assert process.returncode == 0, self.log()
 
@@ -220,6 +223,8 @@ def compare(undisturbed: RunFolder, hunt: Hunt) -> dict[str, int]:
                 kept = now.set_index("epoch").time.reindex(epochs.epoch)
                 counts["repeated epochs"] += int((kept.to_numpy() != epochs.time.to_numpy()).sum())
     chosen, best = winners.choose(undisturbed), winners.choose(hunt.run)
+    crashes = sum(record["failures"] for record, _ in found.values())
+    counts["unjust failures"] = max(0, crashes - hunt.workers_shot)
     counts["wrong winners"] = sum(
         (winner.trial, winner.card.epoch) != (best[task].trial, best[task].card.epoch)
         for task, winner in chosen.items()
