@@ -23,7 +23,7 @@ demo: env data/elpv/data.csv  ## real images to one joint model, in minutes
 	$(BIN)/ovr-ray run jobs/recipes/quickstart.yaml --set storage=$(STORAGE)
 
 test: env  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: env  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from typing import Literal
 
@@ -12,6 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from upath import UPath
 
 from ovr_ray.model import prepared
+
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # for all threads: such images are told by us
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Files that are taken for images where a folder is given."""
@@ -47,13 +52,13 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
     if not content:
         raise BadImage("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content))
-            image.load()
-            image = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if color == "gray" else "RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        image: Image.Image = Image.open(io.BytesIO(content))
+        if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns, up to twice
+            raise BadImage(f"more than {limit:,} pixels")
+        image.load()
+        image = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if color == "gray" else "RGB")
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except UnidentifiedImageError:
         raise BadImage("not an image, or of an unknown format") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for damaged files

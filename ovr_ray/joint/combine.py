@@ -65,9 +65,9 @@ def combine(
         metadata["refinement"] = told
     images = _real_images(run)
     write_torchscript(model, file, metadata, images)
+    winners.write(run, file.with_name("winners.json"), chosen, told)
     for form in formats:
         write_exported(model, file.with_suffix(f".{form}"), form, metadata, images)
-    winners.write(run, chosen, told)
     return file
 
 

@@ -92,10 +92,12 @@ def runners_up(run: RunFolder, task: str, winner: Winner, count: int) -> list[Wi
     return list(best.values())[:count]
 
 
-def write(run: RunFolder, winners: Mapping[str, Winner], refined: Mapping[str, dict[str, Any]] = {}) -> None:
-    """Write ``winners.json``; what was refined stands beside what a winner is."""
+def write(
+    run: RunFolder, file: UPath, winners: Mapping[str, Winner], refined: Mapping[str, dict[str, Any]] = {}
+) -> None:
+    """Write ``winners.json`` beside a model; what was refined stands beside what a winner is."""
     told = {task: winner.told(run) | refined.get(task, {}) for task, winner in winners.items()}
-    write_whole(run.file("winners.json"), json.dumps(told, indent=1))
+    write_whole(file, json.dumps(told, indent=1))
 
 
 def read(run: RunFolder) -> dict[str, Winner]:

@@ -27,7 +27,8 @@ class Diverged(Exception):
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU's, or the machine's, memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    told = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU, Apple's GPUs, NVIDIA's libraries
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 
 class Trainer:

@@ -60,7 +60,7 @@ def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
     faults, tasks = [], dict(recipe.tasks)
     for extension in extensions:
         name, _, more = extension.partition("=+")
-        if not more.isdigit():
+        if not more.isdecimal():
             faults.append(Fault(f"--extend {extension}", "is not of the form TASK=+N"))
         elif name not in tasks:
             faults.append(Fault(f"--extend {extension}", "no such task", f"tasks: {', '.join(tasks)}"))

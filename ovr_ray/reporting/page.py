@@ -25,6 +25,7 @@ from ovr_ray.search import Ledger, read_ledger
 REPORT = "report.html"
 
 NOT_YET = "No joint model yet: ovr-ray combine and ovr-ray evaluate add what it decides."
+OTHERS = "metrics.json is of other labels than the run's: ovr-ray evaluate without --labels, then ovr-ray report."
 OUTDATED = "joint.pt has changed since it was evaluated: ovr-ray evaluate, then ovr-ray report, show what it decides."
 
 
@@ -87,7 +88,9 @@ def _evaluated(run: RunFolder) -> _Evaluated:
     if not (model.exists() and metrics.exists() and predictions.exists()):
         return _Evaluated({}, pd.DataFrame(), NOT_YET)
     found = json.loads(metrics.read_text())
-    if found["part"] != "test" or found["model_digest"] != hashlib.sha256(model.read_bytes()).hexdigest():
+    if found["part"] != "test":
+        return _Evaluated({}, pd.DataFrame(), OTHERS)
+    if found["model_digest"] != hashlib.sha256(model.read_bytes()).hexdigest():
         return _Evaluated({}, pd.DataFrame(), OUTDATED)
     table = pd.read_csv(predictions.open(), sep=";", dtype={"filename": str, "error": str})
     return _Evaluated(found, table.fillna({"error": ""}))
@@ -104,7 +107,9 @@ def _section(
     """What the page tells of a task; its figures go into ``figures``, by identifiers that the section names."""
     counts = ledger.counts().loc[task]
     best = max((t for t in ledger.trials[task] if t.scores), key=lambda trial: trial.best or 0, default=None)
-    trial = winner.trial if winner else best.folder.name if best else None
+    trial = (
+        winner.trial if winner and ledger.run.path in winner.checkpoint.parents else best.folder.name if best else None
+    )
     table = trials.table(ledger, task)
     number = list(ledger.recipe.tasks).index(task)
     section: dict[str, Any] = {"id": f"task-{number}", "name": task, "counts": counts, "trial": trial}

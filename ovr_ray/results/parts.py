@@ -94,7 +94,7 @@ def predict_parts(
     already = len(images) - total
     unreadable = 0
     if chunks:
-        with progress(total, already) as advance:
+        with progress(len(images), already) as advance:
             for _, done in in_turn(model, chunks, _answer_into, workers, folder):
                 unreadable += int(done["unreadable"].sum())
                 advance(int(done["images"].sum()))

@@ -14,6 +14,7 @@ from functools import partial
 import pandas as pd
 import ray
 import ray.data
+from ray.exceptions import RayError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +23,7 @@ from rich.table import Table
 from upath import UPath
 
 from ovr_ray import cluster
-from ovr_ray.errors import BadInput, Fault
+from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import SUFFIXES, read_table
 from ovr_ray.joint import load_torchscript
 from ovr_ray.recipe import Recipe, absolute, is_anchored, parse
@@ -209,9 +210,11 @@ def in_turn(
             num_gpus=share["GPU"],
             max_calls=0,  # a process that has a GPU would end after one chunk, and its model with it
         )
-        # what Ray makes of Arrow's types itself has no NaN
-        for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield done["chunk"][0].as_py(), done.drop_columns("chunk").to_pandas()
+        try:  # pyarrow: what Ray makes of Arrow's types itself has no NaN
+            for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield done["chunk"][0].as_py(), done.drop_columns("chunk").to_pandas()
+        except RayError as error:  # a full disk, a model that a node does not see
+            raise RunFailed(f"prediction failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:

@@ -65,10 +65,12 @@ class Clock:
 
     def refuse_a_second_search(self) -> None:
         """Raise :class:`BadInput` if another process searches in this folder; one that was killed does not."""
-        if not self.is_alive or (self._found["host"] == socket.gethostname() and not _runs(self._found["process"])):
+        found = self._found
+        is_here = found.get("host") == socket.gethostname()
+        if not found.get("time") or (is_here and not _runs(found["process"])):
             return
         watched_until = time.monotonic() + WATCHED
-        while (now := self._read()) == self._found:
+        while (now := self._read()) == found:  # another machine's clock may be wrong, so it is not asked for the time
             if time.monotonic() > watched_until:
                 return
             time.sleep(1)

@@ -180,9 +180,9 @@ class MultiplexScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Record the crash; a trial that is left unfinished is handed out again."""
         self._of(trial).on_trial_error(tune_controller, _named(trial))
-        reason = _reason(trial.error_file)
+        told = _last_failure(trial.error_file)
         crashed = self._ledger.trials[trial.config["task"]][trial.config["number"]]
-        self._ledger.crash(crashed, reason, its_own=NODE_LOST not in reason)
+        self._ledger.crash(crashed, _reason(told), its_own=NODE_LOST not in told)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         self._of(trial).on_trial_remove(tune_controller, _named(trial))
@@ -210,11 +210,19 @@ class MultiplexScheduler(FIFOScheduler):
                 self._ledger.end(unfinished[key], "stopped")
 
 
-def _reason(error_file: str | None) -> str:
-    """The last exception of Ray's file of traces, without the trace."""
-    lines = Path(error_file).read_text().strip().splitlines() if error_file and Path(error_file).exists() else []
+def _last_failure(error_file: str | None) -> str:
+    """Of Ray's file of traces."""
+    traces = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
+    return traces.rpartition("Failure # ")[2].strip()
+
+
+def _reason(failure: str) -> str:
+    """The exception, without the trace."""
+    if NODE_LOST in failure:
+        return NODE_LOST
+    lines = failure.splitlines()
     named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(\([\w.]+\))?: ", line)]
-    return "\n".join(lines[named[-1] if named else -1 :])[:MOST_OF_A_REASON] or "its worker died"
+    return "\n".join(lines[named[-1] if named else -1 :])[:MOST_OF_A_REASON].strip() or "its worker died"
 
 
 def _named(trial: Any) -> Any:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ovr_ray.run_folder import RunFolder, refresh
 from ovr_ray.search.ledger import Ledger, Trial
@@ -74,7 +75,7 @@ class Progress(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         crashed = self._trial(trial)
         how = "failed" if crashed.status == "failed" else f"crashed in epoch {crashed.epoch + 1}, is tried again"
-        trace = crashed.folder.path / "error.txt"
+        trace = crashed.folder.path.with_name(trial.relative_logdir) / "error.txt"  # Tune's folder of a further try
         told = f"{crashed.folder.name} {how} (all of it: {trace}): {crashed.reason}"
         style = "red" if crashed.status == "failed" else "yellow"
         self._console.print(told, style=style, markup=False, highlight=False)
@@ -137,9 +138,9 @@ def status(ledger: Ledger) -> RenderableType:
     else:
         waiting = int((counts.budget - counts.begun).clip(lower=0).sum() + counts.unfinished.sum())
         lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe goes on.")
-    lost = (trial for trials in ledger.trials.values() for trial in trials if trial.status in ("failed", "diverged"))
+    lost = [trial for trials in ledger.trials.values() for trial in trials if trial.status in ("failed", "diverged")]
     lines += [f"{trial.folder.name} {trial.status}: {trial.reason}" for trial in lost]
-    return Group(overview(ledger), *lines)
+    return Group(overview(ledger), *map(Text, lines))  # reasons may hold what Rich takes for markup
 
 
 def _told(trial: Trial, ledger: Ledger) -> str:

@@ -17,6 +17,7 @@ from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import PARTS, ImageSet, LabelTable, Part, load_parts, pixel_statistics
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder, trial_name
+from ovr_ray.search.clock import Clock
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 from ovr_ray.search.progress import OUT_OF_TIME, Progress, overview
@@ -60,6 +61,8 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         cluster.refuse_relative_paths(recipe, "a job runs in a copy of its folder that goes away")
     refuse_lacking_packages(recipe.search.trackers)
     table = check(recipe)
+    run = RunFolder.of(recipe)
+    Clock(run).refuse_a_second_search()
     with cluster.connected():
         several = cluster.has_several_nodes()
         if several:
@@ -67,13 +70,11 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         recipe = recipe.resolved()
         need = cluster.per_trial(recipe.resources)
         _check_fits(recipe, need, console)
-        run = RunFolder.of(recipe)
         if several:
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
         split = pd.DataFrame({"filename": table.files, "part": table.parts})
         run.begin(recipe, table.fingerprint(), split)
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
-        ledger.clock.refuse_a_second_search()
         ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:
             with ledger.clock.ticking(), tracking(recipe, run, console) as trackers:
@@ -109,6 +110,7 @@ def _search(
     scheduler = MultiplexScheduler(ledger)
     searcher = MultiplexSearcher(ledger, partial(_slots, recipe.search.max_concurrent, need))
     # without it a custom searcher has one trial waiting at a time, and an autoscaler adds nodes one by one
+    os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # Tune would start a preempted trial again, and so do we
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(task.trials for task in recipe.tasks.values()))
     data = {part: images[part].dataset for part in ("train", "val")}
     tuner = ray_tune.Tuner(

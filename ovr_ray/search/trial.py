@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -30,7 +33,7 @@ from ovr_ray.model import (
     save,
 )
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run_folder import RunFolder, TrialFolder
 from ovr_ray.search.multiplex import derived_seed
 
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -62,12 +65,30 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     torch.backends.cudnn.benchmark = True  # all images are of one size
     device = choose_device(assigned.get("GPU", 0))
-    parts, most = 1, max(1, config["batch_size"] // 2)
-    while "out_of_memory" in (end := _train(config, job, train, val, device, parts)) and parts < most:
-        torch.cuda.empty_cache()  # nothing where there is no GPU
-        parts = min(2 * parts, most)
+    end = in_parts(partial(_train, config, job, train, val, device), config["batch_size"])
     if end:
         _report({"epoch": 0, metric: 0.0} | end)  # a finite score: searchers choke on NaN
+
+
+def in_parts(train: Callable[[int], dict[str, str]], batch_size: int) -> dict[str, str]:
+    """Train with batches in 1, 2, 4 … parts, until the memory suffices or a part would have less than two images.
+
+    Parameters
+    ----------
+    train : callable
+        From a number of parts to why training ended too early: ``out_of_memory``, another reason, or nothing.
+    batch_size : int
+
+    Returns
+    -------
+    dict
+        What the last call returned.
+    """
+    parts, most = 1, max(1, batch_size // 2)
+    while "out_of_memory" in (end := train(parts)) and parts < most:
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        parts = min(2 * parts, most)
+    return end
 
 
 def _train(
@@ -77,7 +98,10 @@ def _train(
     try:
         session = _Session(config, job, device, parts)
         labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
-        train_feed, val_feed = Feed(train, labels, batch_size), Feed(val, labels, max(2, 2 * batch_size // parts))
+        train_feed, val_feed = (
+            Feed(train, labels, batch_size),
+            Feed(val, labels, max(2, 2 * batch_size // session.trainer.parts)),
+        )
         trainer, augment = session.trainer, job.recipe.augment
         always = {"device": device.type, "parts": trainer.parts}
         if session.restored:  # the driver may not have heard of this epoch
@@ -103,6 +127,17 @@ def _report(metrics: dict[str, Any]) -> None:
 
 class Unwritable(Exception):
     """The run folder takes no more."""
+
+
+@contextmanager
+def _storage(folder: TrialFolder) -> Iterator[None]:
+    """Tells a full or locked disk from what is worth another try."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_MORE:
+            raise
+        raise Unwritable(f"{error.filename or folder.path}: {error.strerror}") from error
 
 
 class _Session:
@@ -145,7 +180,8 @@ class _Session:
         self.restored: dict[str, Any] | None = None
         self._rows: list[dict[str, Any]] = []
         if checkpoint:
-            self._restore(*checkpoint)
+            with _storage(self._folder):
+                self._restore(*checkpoint)
 
     def _restore(self, checkpoint: UPath, card: Card) -> None:
         self.restored = card.metrics
@@ -162,12 +198,8 @@ class _Session:
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Write the epoch's checkpoint, if one is due, and its row; raises :class:`Unwritable`."""
-        try:
+        with _storage(self._folder):
             self._save(metrics)
-        except OSError as error:
-            if error.errno not in NO_MORE:
-                raise
-            raise Unwritable(f"{error.filename or self._folder.path}: {error.strerror}") from error
 
     def _save(self, metrics: dict[str, Any]) -> None:
         row = metrics | {"time": round(time.time(), 3)}

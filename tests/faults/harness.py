@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -127,7 +127,7 @@ class Hunt:
         for _ in range(kills):
             process = self.start()
             try:
-                process.wait(self.rng.uniform(0, within))
+                assert process.wait(self.rng.uniform(0, within)) == 0, self.log()
                 return  # it was faster
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
@@ -137,13 +137,17 @@ class Hunt:
     def shoot_workers(self, kills: int, within: float) -> None:
         """SIGKILL the process of a trial until so many have fallen, while one search runs; to its end."""
         kills, process = len(self.shots) + kills, self.start()
-        while process.poll() is None:
-            time.sleep(self.rng.uniform(0, within))
-            if len(self.shots) < kills and (worker := _worker_of(process.pid)):
-                os.kill(worker, signal.SIGKILL)
-                self.workers_shot += 1
-                self.note()
-        assert process.returncode == 0, self.log()
+        try:
+            while process.poll() is None:
+                time.sleep(self.rng.uniform(0, within))
+                if len(self.shots) < kills and (worker := _worker_of(process.pid)):
+                    with suppress(ProcessLookupError):  # it has just ended
+                        os.kill(worker, signal.SIGKILL)
+                        self.workers_shot += 1
+                        self.note()
+            assert process.returncode == 0, self.log()
+        finally:
+            end(process)
 
 
 def _code(folder: Path, sabotage: Sabotage | None) -> Path:

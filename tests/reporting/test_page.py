@@ -13,6 +13,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ovr_ray
+from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder
 
 
@@ -129,3 +130,10 @@ def test_a_name_cannot_bring_a_script_into_the_page(
     html = ovr_ray.report(run).read_text()
     assert "<b>bold" not in html
     assert "&lt;b&gt;bold" in html
+
+
+def test_a_search_that_has_only_begun_has_a_page(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe()
+    run = RunFolder.of(recipe)
+    run.begin(recipe, "fingerprint", pd.DataFrame({"filename": [], "part": []}))
+    assert ovr_ray.report(run).read_text().count("No trial has ended an epoch yet") == 2

@@ -20,6 +20,14 @@ from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 
 Make = Callable[..., Recipe]
 
+NODE_DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+\tactor_id: 4cbf8ef6b5d2d1f2e6f7c31301000000
+\tip: 127.0.0.1
+The actor died because its node has died. Node Id: 2e9cbbb0
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
+"""In Ray 2.60's words."""
+
 
 class Driver:
     """Tune's part: asks for trials, reports epochs, ends trials. Writes the epochs that a trial would write."""
@@ -62,7 +70,7 @@ class Driver:
     def crash(self, trial_id: str, reason: str) -> None:
         """As Tune tells of it: the scheduler first."""
         error_file = self.run.path / "error.txt"
-        error_file.write_text(f"Failure # 1\nray.exceptions.ActorDiedError: {reason}\n")
+        error_file.write_text(f"Failure # 1 (occurred at 2026-11-24_20-00-00)\n{reason}\n")
         trial = SimpleNamespace(config=self.live.pop(trial_id), error_file=str(error_file))
         self.scheduler.on_trial_error(None, trial)
         self.searcher.on_trial_complete(trial_id, error=True)
@@ -237,8 +245,9 @@ def test_a_trial_whose_machine_was_taken_away_did_not_fail(make_recipe: Make) ->
     driver = Driver(unlimited(make_recipe, trials=1, max_failures=0), slots=1)
     for _ in range(5):
         driver.fill()
-        driver.crash(next(iter(driver.live)), "The actor died because its node has died. Node Id: abc")
+        driver.crash(next(iter(driver.live)), NODE_DIED)
     assert {trial.record()["failures"] for trial in driver.run.trials()} == {0}
+    assert {trial.record()["reason"] for trial in driver.run.trials()} == {"its node has died"}
     assert not driver.ledger.complete()
 
 

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import ovr_ray
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import Recipe, Resources
+from ovr_ray.recipe import Recipe, Resources, parse
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import ancestors, plain_recipe
 
@@ -170,6 +170,10 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
+    begun = search.run.file("recipe.yaml").read_text()
+    with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is searching in it"):
+        ovr_ray.tune(parse(recipe | {"checkpoints": {"keep": 5}}))
+    assert search.run.file("recipe.yaml").read_text() == begun
     search.process.send_signal(signal.SIGINT)
     told = search.output()
     assert search.process.returncode == 130, told

@@ -2,66 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-import torch
 
-from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
-from ovr_ray.search import trial
-from ovr_ray.search.trial import Job, train_trial
+from ovr_ray.search.trial import in_parts
 
-CONFIG = {"task": "crack", "number": 0, "batch_size": 16, "backbone": "resnet101"}
+BATCH = 16
 
 
-class SmallGpu:
-    """Stands for the training of a network on a GPU that holds so many of its images; there is none here."""
+class Gpu:
+    """Stands for a GPU that holds so many images of a network; there is none here."""
 
     def __init__(self, images: int) -> None:
-        self.images, self.parts = images, list[int]()
+        self.images, self.asked = images, list[int]()
 
-    def __call__(self, *given: Any) -> dict[str, str]:
-        parts = given[-1]
-        self.parts.append(parts)
-        return {} if CONFIG["batch_size"] / parts <= self.images else {"out_of_memory": f"in {parts} parts: {CONFIG}"}  # type: ignore[operator]
-
-
-@pytest.fixture
-def run_trial(
-    make_recipe: Callable[..., Recipe], ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[SmallGpu], list[dict[str, Any]]]:
-    recipe = make_recipe()
-    run = RunFolder.of(recipe)
-    run.trial("crack", 0).path.mkdir(parents=True)
-    reported: list[dict[str, Any]] = []
-    monkeypatch.setattr(trial, "_report", reported.append)
-
-    def run_it(gpu: SmallGpu) -> list[dict[str, Any]]:
-        monkeypatch.setattr(trial, "_train", gpu)
-        train_trial(CONFIG, Job(recipe, run, None, {}, [], []), None, None)  # type: ignore[arg-type]
-        return reported
-
-    return run_it
+    def train(self, parts: int) -> dict[str, str]:
+        self.asked.append(parts)
+        return {} if BATCH / parts <= self.images else {"out_of_memory": f"in {parts} parts"}
 
 
-def test_too_large_a_batch_is_taken_in_parts(run_trial: Callable[[SmallGpu], list[dict[str, Any]]]) -> None:
-    gpu = SmallGpu(images=4)
-    assert run_trial(gpu) == []
-    assert gpu.parts == [1, 2, 4]
+@pytest.mark.parametrize(("images", "asked"), [(16, [1]), (8, [1, 2]), (5, [1, 2, 4]), (2, [1, 2, 4, 8])])
+def test_too_large_a_batch_is_taken_in_parts(images: int, asked: list[int]) -> None:
+    gpu = Gpu(images)
+    assert in_parts(gpu.train, BATCH) == {}
+    assert gpu.asked == asked
 
 
-def test_a_network_too_large_for_two_images_is_told_with_its_config(
-    run_trial: Callable[[SmallGpu], list[dict[str, Any]]],
-) -> None:
-    gpu = SmallGpu(images=1)
-    (last,) = run_trial(gpu)
-    assert gpu.parts == [1, 2, 4, 8]
-    assert "resnet101" in last["out_of_memory"]
-    assert last["val_f1"] == 0.0
+def test_a_network_too_large_for_two_images_is_told() -> None:
+    gpu = Gpu(images=1)
+    assert in_parts(gpu.train, BATCH) == {"out_of_memory": "in 8 parts"}
+    assert gpu.asked == [1, 2, 4, 8]
 
 
-def test_cuda_says_out_of_memory_in_a_way_that_is_known() -> None:
-    assert issubclass(torch.OutOfMemoryError, RuntimeError)
-    assert torch.cuda.OutOfMemoryError is torch.OutOfMemoryError
+def test_another_reason_ends_it_at_once() -> None:
+    asked = []
+    told = in_parts(lambda parts: asked.append(parts) or {"diverged": "nan"}, BATCH)  # type: ignore[func-returns-value]
+    assert told == {"diverged": "nan"}
+    assert asked == [1]

@@ -44,8 +44,14 @@ function later(element, figure) {
   waiting.set(element, figure);
   seen.observe(element);
 }
-addEventListener("beforeprint", () => { [...waiting.keys()].forEach(drawWaiting); redraw(); });
-addEventListener("afterprint", redraw);
+// A class, as the style of @media print does not hold yet when the plots are drawn for it.
+function print(on) {
+  document.documentElement.classList.toggle("printing", on);
+  if (on) [...waiting.keys()].forEach(drawWaiting);
+  redraw();
+}
+addEventListener("beforeprint", () => print(true));
+addEventListener("afterprint", () => print(false));
 
 for (const element of document.querySelectorAll("[data-figure].plot")) later(element, figures[element.dataset.figure]);
 
