@@ -14,9 +14,8 @@ from upath import UPath
 
 from ovr_ray.model import prepared
 
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # for all threads: such images are told by us
+# for the whole process, as catch_warnings is not for threads; such images are told by us
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Files that are taken for images where a folder is given."""
