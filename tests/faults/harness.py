@@ -39,6 +39,9 @@ SAFEGUARDS: dict[Sabotage, tuple[str, str, str]] = {
 }
 """File, safeguard, and what stands there instead."""
 
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
+"""For a cluster whose nodes are on this machine: Ray would write its outer address for 127.0.0.1."""
+
 COUNTS = [f"{part}_{count}" for part in ("train", "val") for count in ("tn", "fp", "fn", "tp")]
 TOLERANCE = 1e-6
 """Of losses, on the CPU with one thread."""
@@ -99,7 +102,7 @@ class Hunt:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_code(self.folder, self.sabotage))}
         if self.address:
-            environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+            environment |= {"RAY_ADDRESS": self.address, **ON_LOOPBACK}
         self.sessions += 1
         log = (self.folder / f"{self.recipe['name']}-{self.sessions}.log").open("w")
         command = [sys.executable, str(PROJECT / "jobs/tune.py"), str(file)]
@@ -179,9 +182,11 @@ def _worker_of(driver: int) -> int | None:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Any]:
     """A head that trains nothing and two nodes that do, as processes of this machine."""
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # as ON_LOOPBACK, where Ray was imported before
+    os.environ |= ON_LOOPBACK
     size = {"object_store_memory": 150_000_000, "node_ip_address": "127.0.0.1"}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder), **size})
     try:
@@ -190,7 +195,9 @@ def cluster(folder: Path) -> Iterator[Any]:
         yield nodes
     finally:
         nodes.shutdown()
-        del os.environ["RAY_AUTH_MODE"]
+        ray_constants.ENABLE_RAY_CLUSTER = True
+        for name in ON_LOOPBACK:
+            del os.environ[name]
 
 
 def shoot_nodes(hunt: Hunt, nodes: Any, kills: int, within: float) -> None:
