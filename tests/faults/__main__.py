@@ -77,7 +77,7 @@ class Gallery:
 
 def _shoot(hunt: Hunt, victim: Victim, kills: int) -> None:
     if victim == "driver":
-        hunt.shoot_driver(kills, within=25)
+        hunt.shoot_driver(kills, within=50 if hunt.sabotage else 25)  # later, when there are rungs to forget
         hunt.undisturbed()
     elif victim == "worker":
         hunt.shoot_workers(kills, within=6)
