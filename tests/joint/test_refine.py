@@ -11,9 +11,10 @@ from upath import UPath
 
 import ovr_ray
 from ovr_ray.errors import BadInput
-from ovr_ray.joint import Ensemble, JointModel, Refinement, load_torchscript, write_torchscript
+from ovr_ray.images import read_labels
+from ovr_ray.joint import Ensemble, JointModel, Refinement, load_torchscript, winners, write_torchscript
 from ovr_ray.joint.refine import refine, table_of, validation_images
-from ovr_ray.model import SubModel, f1_at
+from ovr_ray.model import SubModel, choose_threshold, f1_at, load_sub_model
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import BACKBONE
 from tests.joint.test_joint import images, sub_model
@@ -74,6 +75,17 @@ def test_calibration_lowers_the_log_loss_and_changes_no_order(how: str, members:
     assert log_loss(truth, calibrated.sigmoid().numpy()) <= log_loss(truth, logit.sigmoid().numpy()) + 1e-6
 
 
+def best_f1(run: RunFolder, task: str) -> float:
+    """Of the winner on validation, computed anew: a hardly trained network's F1 hangs on its logits' last digits."""
+    recipe, split, winner = run.recipe(), run.split(), winners.read(run)[task]
+    names = split.filename[split.part == "val"]
+    labels = read_labels(recipe.data, recipe.tasks, split_too=False).named(names).labels[task].to_numpy()
+    with torch.inference_mode():
+        logits = load_sub_model(winner.checkpoint, winner.card)(validation_images(recipe.data, names.tolist())[0])
+    probability = logits.sigmoid().numpy()
+    return f1_at(choose_threshold(labels, probability))(labels, probability)
+
+
 def test_combine_refines_and_says_what_each_step_gave(finished: RunFolder, tmp_path: Path) -> None:
     plain = finished.file("winners.json").read_text()
     model = ovr_ray.combine(finished, output=str(tmp_path / "joint.pt"), refinement=ALL)
@@ -84,6 +96,7 @@ def test_combine_refines_and_says_what_each_step_gave(finished: RunFolder, tmp_p
         assert len({member.partition("@")[0] for member in told[task]["members"]}) == 2
         steps = model.metadata["refinement"][task]["validation"]
         assert list(steps) == ["best checkpoint", "mean of 2 checkpoints", "mean of four flips", "platt"]
+        assert steps["best checkpoint"]["f1"] == pytest.approx(best_f1(finished, task))
     joint, _ = load_torchscript((tmp_path / "joint.pt").read_bytes())
     assert joint.thresholds.tolist() == pytest.approx([told[task]["threshold"] for task in ("crack", "inactive")])
 
