@@ -17,6 +17,8 @@ __all__ = [
     "init",
     "predict",
     "predict_parts",
+    "prepare",
+    "preview",
     "report",
     "run",
     "status",

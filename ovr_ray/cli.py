@@ -77,6 +77,33 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
+def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
+    """Decode all images into shards below the storage, where every later run finds them."""
+    from ovr_ray import verbs
+
+    images = verbs.prepare(_recipe(recipe, overrides))
+    told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.pixels / 1e6:,.0f} MB"
+    skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
+    typer.echo(f"{images.shards[0].file.parent}: {told}{skipped}")
+
+
+@app.command()
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="a .png")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet: samples of every combination of labels, as they are stored and augmented."""
+    from ovr_ray import verbs
+
+    _check_output(output)
+    if output.suffix.lower() != ".png":
+        raise BadInput(Fault(f"--output {output}", "is not a .png"))
+    verbs.preview(_recipe(recipe, overrides), output)
+    typer.echo(str(output))
+
+
+@app.command()
 def tune(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006

@@ -145,8 +145,14 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def refuse_relative_paths(recipe: Recipe, why: str) -> None:
+def refuse_relative_paths(recipe: Recipe) -> None:
     """Raise :class:`BadInput` for paths that mean something else on another node, or in a job's copied folder."""
+    if in_job():
+        why = "a job runs in a copy of its folder that goes away"
+    elif ray.is_initialized() and has_several_nodes():
+        why = "this cluster has several nodes"
+    else:
+        return
     remedy = "write an absolute path or a URI that every node sees, e.g. --set {}=/shared/…"
     faults = [
         Fault(field, f"is a relative path, and {why}", remedy.format(field)) for field in recipe.relative_fields()
@@ -170,6 +176,12 @@ def slots(need: dict[str, float]) -> int:
     return sum(
         min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.items() if amount) for node in nodes
     )
+
+
+def smallest_object_store() -> float:
+    """Bytes, of the node that has least: each node on which a trial runs holds a copy of all images."""
+    able = [node["Resources"] for node in _alive() if node["Resources"].get("CPU")]
+    return min((node.get("object_store_memory", 0.0) for node in able), default=0.0)
 
 
 def shares() -> tuple[dict[str, float], int]:

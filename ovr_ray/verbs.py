@@ -10,7 +10,8 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray import checks, cluster, joint, results, search, starter, submission
-from ovr_ray.images import LabelTable
+from ovr_ray.images import ImageSet, LabelTable, contact_sheet, read_labels
+from ovr_ray.images import load as load_images
 from ovr_ray.recipe import Recipe, load
 from ovr_ray.run_folder import RunFolder
 
@@ -29,6 +30,23 @@ def init(labels: str, images: str | None = None) -> str:
 def check(recipe: Runnable) -> LabelTable:
     """Check a recipe, its labels, backbones and every image; see :func:`ovr_ray.checks.check`."""
     return checks.check(_recipe(recipe), images=True)
+
+
+def prepare(recipe: Runnable) -> ImageSet:
+    """Decode a recipe's images into shards, and nothing else; see :func:`ovr_ray.images.load`."""
+    recipe = _recipe(recipe)
+    cluster.refuse_relative_paths(recipe)
+    table = read_labels(recipe.data, recipe.tasks)
+    with cluster.connected():
+        cluster.refuse_relative_paths(recipe)
+        recipe = recipe.resolved()
+        return load_images(table, recipe.data, recipe.storage, memory=0)[0]
+
+
+def preview(recipe: Runnable, output: str | Path = "preview.png") -> None:
+    """Write a contact sheet as PNG; see :func:`ovr_ray.images.contact_sheet`."""
+    recipe = _recipe(recipe)
+    contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output)
 
 
 def tune(recipe: Runnable, tasks: Collection[str] = ()) -> RunFolder:

@@ -8,7 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,33 @@ def plain_recipe(cells: Path, storage: Path, **sections: Any) -> dict[str, Any]:
 def make_recipe(cells: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """A tiny recipe on the cells, some sections changed: ``make_recipe(search={"max_epochs": 1})``."""
     return lambda **sections: parse(plain_recipe(cells, tmp_path, **sections))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a server on loopback, which every process that is started now finds."""
+    import boto3
+    from botocore.exceptions import EndpointConnectionError
+
+    port = free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(60):
+            try:
+                boto3.client("s3").create_bucket(Bucket="bucket")
+                break
+            except EndpointConnectionError:
+                time.sleep(0.5)
+        yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,20 @@ from ovr_ray.cli import app, main
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import plain_recipe
 
-VERBS = ("init", "check", "tune", "status", "combine", "evaluate", "predict", "report", "run", "submit")
+VERBS = [
+    "init",
+    "check",
+    "prepare",
+    "preview",
+    "tune",
+    "status",
+    "combine",
+    "evaluate",
+    "predict",
+    "report",
+    "run",
+    "submit",
+]
 JOBS = Path(__file__).parents[1] / "jobs"
 
 

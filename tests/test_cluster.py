@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 import ray
 from ovr_ray import cluster
+from tests.conftest import ancestors
 
 def sockets_of_ours():
-    group = os.getpgid(0)  # Ray's own processes leave it, but have its name in theirs
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):  # other tests start a Ray of their own meanwhile
         try:
-            is_ours = os.getpgid(int(process.name)) == group or "ray" in (process / "cmdline").read_text()
+            is_ours = os.getpid() in (int(process.name), *ancestors(int(process.name)))
             handles = list((process / "fd").iterdir()) if is_ours else []
         except OSError:
             continue

@@ -1,55 +1,49 @@
-"""Everything on S3: labels, images and run folder, through a server of the test's that speaks its protocol."""
+"""Everything on S3: labels, images, decoded images and run folder, through a server that speaks its protocol."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import boto3
+import pandas as pd
 import pytest
 import yaml
-from botocore.exceptions import EndpointConnectionError
 from upath import UPath
 
-from tests.conftest import free_port, plain_recipe
-
-pytestmark = pytest.mark.slow
+from tests.conftest import SIZE, plain_recipe
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket on a server on loopback, which every process that is started now finds."""
-    port = free_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(60):
-            try:
-                boto3.client("s3").create_bucket(Bucket="bucket")
-                break
-            except EndpointConnectionError:
-                time.sleep(0.5)
-        yield "s3://bucket"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def test_a_run_from_labels_to_predictions(bucket: str, cells: Path, tmp_path: Path) -> None:
+def recipe(bucket: str, cells: Path, tmp_path: Path) -> dict[str, Any]:
+    """All of it in a bucket, labels as Parquet."""
     for file in (file for file in cells.rglob("*") if file.is_file()):
         (UPath(bucket) / "cells" / file.relative_to(cells).as_posix()).write_bytes(file.read_bytes())
+    pd.read_csv(cells / "data.csv", sep=";").to_parquet(tmp_path / "data.parquet")
+    (UPath(bucket) / "cells/data.parquet").write_bytes((tmp_path / "data.parquet").read_bytes())
     recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 2})
-    recipe["data"] |= {"labels": f"{bucket}/cells/data.csv", "images": f"{bucket}/cells"}
-    recipe["storage"] = f"{bucket}/runs"
+    recipe["data"] |= {"labels": f"{bucket}/cells/data.parquet", "images": f"{bucket}/cells"}
+    return recipe | {"storage": f"{bucket}/runs"}
+
+
+def test_images_in_a_bucket_are_decoded_once_and_a_changed_one_again(
+    recipe: dict[str, Any], bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "80 images in 1 shards" in call("prepare", tmp_path / "recipe.yaml")
+    (first,) = (UPath(bucket) / f"runs/_images/gray-{SIZE}").iterdir()
+    changed = UPath(bucket) / "cells/images/cell05.png"
+    changed.write_bytes((UPath(bucket) / "cells/images/cell06.png").read_bytes())
+    call("prepare", tmp_path / "recipe.yaml")
+    there = {file.name for file in UPath(f"{bucket}/runs/_images/gray-{SIZE}/", skip_instance_cache=True).iterdir()}
+    assert len(there) == 2
+    assert first.name in there
+
+
+@pytest.mark.slow
+def test_a_run_from_labels_to_predictions(recipe: dict[str, Any], bucket: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = f"{bucket}/runs/tiny"
     assert "average" in call("run", tmp_path / "recipe.yaml")

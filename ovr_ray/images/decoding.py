@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from upath import UPath
 
 from ovr_ray.model import prepared
+from ovr_ray.run_folder import storage_errors
 
 # for the whole process, as catch_warnings is not for threads; such images are told by us
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -23,6 +24,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 class BadImage(Exception):
     """A file that does not hold an image that can be decoded; says why."""
+
+
+class UnreadableImage(BadImage):
+    """A file that cannot be read, now: a disk or a network may be better later, where its content would not be."""
 
 
 def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
@@ -70,11 +75,12 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
 
 
 def read_image(file: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
-    """Read and :func:`decode` a file (path or URI); one that cannot be read is a :class:`BadImage` too."""
+    """Read and :func:`decode` a file (path or URI); raises :class:`BadImage`, also if it cannot be read."""
     try:
-        return decode(UPath(file).read_bytes(), color, size)
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror or error}") from None
+        content = UPath(file).read_bytes()
+    except storage_errors() as error:
+        raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return decode(content, color, size)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

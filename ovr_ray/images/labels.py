@@ -13,6 +13,7 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
+from ovr_ray.images.files import stamps
 from ovr_ray.images.tables import read_table
 from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Task
 
@@ -43,6 +44,10 @@ class LabelTable:
     def rows(self, part: Part) -> np.ndarray:
         """Row numbers of a part, ascending (int64)."""
         return np.flatnonzero(self.parts == part)
+
+    def of(self, task: str, part: Part) -> np.ndarray:
+        """A task's label of every row (float32); NaN outside of the part."""
+        return self.labels[task].where(self.parts == part).to_numpy(np.float32)
 
     def named(self, files: pd.Series) -> LabelTable:
         """The rows of these files, in their order.
@@ -221,11 +226,12 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
             f"{_counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_listed(outside)}",
             remedy,
         )
-    root = UPath(data.images)
-    if not root.is_dir():
+    if not UPath(data.images).is_dir():
         yield Fault("data.images", f"{data.images} is not a folder")
         return
-    missing = [name for name in names.drop(outside.index) if not (root / name).is_file()]
+    inside = names.drop(outside.index)
+    there = stamps(data.images, inside)
+    missing = [name for name in inside if name not in there]
     if missing:
         problem = f"{len(missing)} of {len(names)} images are missing: {_listed(missing)}"
         yield Fault(where, problem, f"they are looked for below data.images ({data.images})")

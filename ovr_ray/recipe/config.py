@@ -55,6 +55,27 @@ Weights = Annotated[str, AfterValidator(_file_or_name)]
 """A name of torchvision's, or the path of a file."""
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+
+
+class Augment(Model):
+    """Random changes of training images, drawn anew for every image and epoch."""
+
+    horizontal_flip: Fraction = 0.5
+    """How often an image is mirrored."""
+    vertical_flip: Fraction = 0.5
+    rotation: Degrees = 0
+    """Degrees, at most, either way."""
+    shift: ShareBelowOne = 0
+    """Share of a side, at most, in each direction."""
+    crop: ShareBelowOne = 0
+    """Share of the area that is cut away, at most; the rest is enlarged again."""
+    brightness: Fraction = 0
+    """Relative change, at most, either way."""
+
+
 class Config(Model):
     """One sub-model's hyperparameters. A task's ``space`` may vary any of them."""
 
@@ -78,6 +99,18 @@ class Config(Model):
     """The head alone is trained before this epoch; 0 or 1: the whole network from the start."""
     pos_weight: Literal["balanced"] | PositiveFloat = "balanced"
     """Weight of a positive image in the loss; balanced: negatives / positives of the train part."""
+    horizontal_flip: Fraction | None = None
+    """As in :class:`Augment`; null, here and below: as the recipe's ``augment`` says."""
+    vertical_flip: Fraction | None = None
+    rotation: Degrees | None = None
+    shift: ShareBelowOne | None = None
+    crop: ShareBelowOne | None = None
+    brightness: Fraction | None = None
+
+    def augment(self, otherwise: Augment) -> Augment:
+        """How this config's training images are changed."""
+        given = {name: value for name in Augment.model_fields if (value := getattr(self, name)) is not None}
+        return otherwise.model_copy(update=given)
 
 
 T = TypeVar("T")

@@ -17,9 +17,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ovr_ray.recipe.config import Choice, Config, Domain, Model, Space, absolute, is_anchored
+from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Model, Space, absolute, is_anchored
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Becomes part of a path: letters, digits, '_', '-', '.'."""
 
@@ -154,13 +153,6 @@ class Task(Model):
         return self
 
 
-class Augment(Model):
-    """Random changes of training images, drawn anew for every image and epoch."""
-
-    horizontal_flip: Fraction = 0.5
-    vertical_flip: Fraction = 0.5
-
-
 Tracker = Literal["mlflow", "wandb"]
 """Where every epoch may go, too; see :mod:`ovr_ray.search.trackers`."""
 
@@ -211,6 +203,8 @@ class Resources(Model):
     cpu: PositiveFloat = 1
     gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """auto: 1 where the cluster has GPUs, else 0."""
+    object_store: Fraction = 0.5
+    """Not of a trial: the share of a node's object store that decoded images may fill; more are streamed from disk."""
 
 
 class Recipe(Model):

@@ -12,7 +12,8 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.results.predict import Model, in_turn, progress
+from ovr_ray.images import progress
+from ovr_ray.results.predict import Model, in_turn
 from ovr_ray.results.worker import answer
 from ovr_ray.run_folder import refresh, write_whole
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 
 import pandas as pd
@@ -16,15 +12,13 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images import SUFFIXES, read_table
+from ovr_ray.images import SUFFIXES, progress, read_table
 from ovr_ray.joint import load_torchscript
 from ovr_ray.recipe import Recipe, absolute, is_anchored, parse
 from ovr_ray.results.worker import answer
@@ -220,25 +214,6 @@ def in_turn(
 def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     assert (chunk["chunk"] == chunk["chunk"].iloc[0]).all(), "Ray Data put several chunks into one batch"
     return work(chunk).assign(chunk=chunk["chunk"].iloc[0])
-
-
-@contextmanager
-def progress(images: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere: gives the function that is told how many images more are done."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images  {task.fields[told]}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=images, completed=done, told="")
-        began = time.monotonic()
-
-        def advance(more: int) -> None:
-            bar.advance(task, more)
-            count = bar.tasks[0].completed
-            rate = (count - done) / (time.monotonic() - began)
-            left = timedelta(seconds=round((images - count) / rate))
-            bar.update(task, told=f"{rate:.1f} images/s, {left} left", refresh=True)
-
-        yield advance
 
 
 def answers_of(table: pd.DataFrame, labels: Sequence[str]) -> Table:

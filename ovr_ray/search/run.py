@@ -14,7 +14,7 @@ from rich.console import Console
 from ovr_ray import cluster
 from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
-from ovr_ray.images import PARTS, ImageSet, LabelTable, Part, load_parts, pixel_statistics
+from ovr_ray.images import LabelTable, load
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder, trial_name
 from ovr_ray.search.clock import Clock
@@ -57,20 +57,17 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     ]
     if unknown:
         raise BadInput(unknown)
-    if cluster.in_job():
-        cluster.refuse_relative_paths(recipe, "a job runs in a copy of its folder that goes away")
+    cluster.refuse_relative_paths(recipe)
     refuse_lacking_packages(recipe.search.trackers)
     table = check(recipe)
     run = RunFolder.of(recipe)
     Clock(run).refuse_a_second_search()
     with cluster.connected():
-        several = cluster.has_several_nodes()
-        if several:
-            cluster.refuse_relative_paths(recipe, "this cluster has several nodes")
+        cluster.refuse_relative_paths(recipe)
         recipe = recipe.resolved()
         need = cluster.per_trial(recipe.resources)
         _check_fits(recipe, need, console)
-        if several:
+        if cluster.has_several_nodes():
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
         split = pd.DataFrame({"filename": table.files, "part": table.parts})
         run.begin(recipe, table.fingerprint(), split)
@@ -101,20 +98,25 @@ def _search(
     console: Console,
     trackers: list[ray_tune.Callback],
 ) -> None:
-    console.print(f"Decoding {len(table.files)} images")
-    images, table = load_parts(table, recipe.data, PARTS)  # the test part too: its bad files are told before the search
-    _report_skipped(images, table, console)
-    images.pop("test")  # evaluation reads the files themselves
-    mean, std = pixel_statistics(images["train"])
-    job = Job(recipe, run, table.labels, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
+    memory = recipe.resources.object_store * cluster.smallest_object_store()
+    images, table = load(table, recipe.data, recipe.storage, memory)
+    for row, reason in images.bad.items():
+        console.print(
+            f"skipped {table.files.iloc[row]} ({table.parts.iloc[row]}): {reason}", markup=False, highlight=False
+        )
+    where = (
+        "in memory, shared by all trials" if images.dataset else "streamed from storage, as they are too many to share"
+    )
+    console.print(f"{len(table.files)} images decoded, {images.pixels / 1e6:,.0f} MB: {where}", highlight=False)
+    mean, std = images.pixel_statistics(table.rows("train"))
+    job = Job(recipe, run, table, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
     scheduler = MultiplexScheduler(ledger)
     searcher = MultiplexSearcher(ledger, partial(_slots, recipe.search.max_concurrent, need))
     # without it a custom searcher has one trial waiting at a time, and an autoscaler adds nodes one by one
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # Tune would start a preempted trial again, and so do we
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(task.trials for task in recipe.tasks.values()))
-    data = {part: images[part].dataset for part in ("train", "val")}
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, **data), need),
+        ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, images=images), need),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -151,9 +153,3 @@ def _check_fits(recipe: Recipe, need: dict[str, float], console: Console) -> Non
         raise BadInput(Fault("resources", f"no node of this cluster has {asked}, which a trial asks for", remedy))
     told = f"Waiting for nodes with {asked}, for {recipe.search.max_concurrent} trials; `ray status` tells more"
     console.print(told, highlight=False)
-
-
-def _report_skipped(images: dict[Part, ImageSet], table: LabelTable, console: Console) -> None:
-    for part, decoded in images.items():
-        for row, reason in decoded.bad.items():
-            console.print(f"skipped {table.files.iloc[row]} ({part}): {reason}", markup=False, highlight=False)

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import ray
-import ray.data
 import torch
 from ray import tune
 from ray.tune.result import TIMESTEPS_TOTAL
 from upath import UPath
 
-from ovr_ray.images import Feed
+from ovr_ray.images import Feed, ImageSet, LabelTable
 from ovr_ray.model import (
     Card,
     Diverged,
@@ -46,13 +44,13 @@ class Job:
 
     recipe: Recipe
     run: RunFolder
-    labels: pd.DataFrame
+    table: LabelTable
     pos_weights: dict[str, float]
     mean: list[float]
     std: list[float]
 
 
-def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: ray.data.Dataset) -> None:
+def train_trial(config: dict[str, Any], job: Job, images: ImageSet) -> None:
     """Train one sub-model, from its last checkpoint if it has one, and report every epoch to Tune."""
     keep_pages()
     metric = f"val_{job.recipe.search.metric}"
@@ -65,7 +63,7 @@ def train_trial(config: dict[str, Any], job: Job, train: ray.data.Dataset, val: 
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     torch.backends.cudnn.benchmark = True  # all images are of one size
     device = choose_device(assigned.get("GPU", 0))
-    end = in_parts(partial(_train, config, job, train, val, device), config["batch_size"])
+    end = in_parts(partial(_train, config, job, images, device), config["batch_size"])
     if end:
         _report({"epoch": 0, metric: 0.0} | end)  # a finite score: searchers choke on NaN
 
@@ -91,22 +89,18 @@ def in_parts(train: Callable[[int], dict[str, str]], batch_size: int) -> dict[st
     return end
 
 
-def _train(
-    config: dict[str, Any], job: Job, train: ray.data.Dataset, val: ray.data.Dataset, device: torch.device, parts: int
-) -> dict[str, str]:
+def _train(config: dict[str, Any], job: Job, images: ImageSet, device: torch.device, parts: int) -> dict[str, str]:
     """Epoch by epoch to the end; or why it ended before."""
     try:
         session = _Session(config, job, device, parts)
-        labels, batch_size = job.labels[session.task].to_numpy(), session.config.batch_size
-        train_feed, val_feed = (
-            Feed(train, labels, batch_size),
-            Feed(val, labels, max(2, 2 * batch_size // session.trainer.parts)),
-        )
-        trainer, augment = session.trainer, job.recipe.augment
+        trainer, batch_size = session.trainer, session.config.batch_size
+        train = Feed(images, job.table.of(session.task, "train"), batch_size, device)
+        val = Feed(images, job.table.of(session.task, "val"), max(2, 2 * batch_size // trainer.parts), device)
+        augment = session.config.augment(job.recipe.augment)
         always = {"device": device.type, "parts": trainer.parts}
         if session.restored:  # the driver may not have heard of this epoch
             _report(session.restored | always)
-        for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
+        for metrics in trainer.epochs(lambda e: train.shuffled(e, trainer.seed, augment), val.ordered):
             session.save(metrics | always)
             _report(metrics | always)
     except Diverged as reason:

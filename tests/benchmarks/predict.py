@@ -35,7 +35,7 @@ LABELS = ["a", "b"]
 def rows() -> list[Row]:
     """PNGs of 300 x 300 gray pixels, two EfficientNet-Lite0 at 224 pixels, a thread a worker."""
     with tempfile.TemporaryDirectory() as folder, _one_thread(), cluster.connected():
-        files = _write_images(Path(folder))
+        files = write_images(Path(folder), IMAGES)
         model = _write_model(Path(folder))
         decoded = [read_image(file, "gray") for file in files]
         joint, _ = load_torchscript(model.file.read_bytes())
@@ -68,11 +68,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write_images(folder: Path) -> list[str]:
+def write_images(folder: Path, count: int) -> list[str]:
     """Smooth shapes under noise, which PNG packs about as well as photographs."""
     rng = np.random.default_rng(0)
     files = []
-    for number in range(IMAGES):
+    for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12), np.uint8)).resize((300, 300), Image.Resampling.BICUBIC)
         noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (300, 300))
         files.append(str(folder / f"{number:04d}.png"))

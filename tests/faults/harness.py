@@ -25,7 +25,7 @@ from upath import UPath
 
 from ovr_ray.joint import winners
 from ovr_ray.model import read_card
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run_folder import RunFolder, TrialFolder
 from tests.conftest import BACKBONE, ancestors, end
 
 PROJECT = Path(__file__).parents[2]
@@ -121,6 +121,9 @@ class Hunt:
             kept[trial.name] = epochs[epochs.epoch <= max(whole, default=0)] if len(epochs) else epochs
         self.shots.append(Shot(kept))
 
+    def _unfinished(self) -> Iterator[TrialFolder]:
+        return (trial for trial in self.run.trials() if trial.record()["status"] == "unfinished")
+
     def undisturbed(self) -> None:
         """To the end, in one go."""
         assert self.start().wait(600) == 0, self.log()
@@ -137,12 +140,17 @@ class Hunt:
                 process.wait()
                 self.note()
 
-    def shoot_workers(self, kills: int, within: float) -> None:
-        """SIGKILL the process of a trial until so many have fallen, while one search runs; to its end."""
+    def shoot_workers(self, kills: int, within: float, in_its_stride: bool = False) -> None:
+        """SIGKILL the process of a trial until so many have fallen, while one search runs; to its end.
+
+        ``in_its_stride``: only where a trial has a checkpoint to go on from.
+        """
         kills, process = len(self.shots) + kills, self.start()
         try:
             while process.poll() is None:
                 time.sleep(self.rng.uniform(0, within))
+                if in_its_stride and not any(len(trial.checkpoints()) for trial in self._unfinished()):
+                    continue
                 if len(self.shots) < kills and (worker := _worker_of(process.pid)):
                     with suppress(ProcessLookupError):  # it has just ended
                         os.kill(worker, signal.SIGKILL)
@@ -253,7 +261,7 @@ def _is_done(record: dict[str, Any]) -> bool:
 
 def _differing(epochs: pd.DataFrame, others: pd.DataFrame) -> int:
     """Epochs that one has and the other has not, or that differ in a loss or a count."""
-    both = epochs.set_index("epoch").join(others.set_index("epoch"), how="outer", rsuffix="_other")
+    both = epochs.set_index("epoch").join(others.set_index("epoch").add_suffix("_other"), how="outer")
     losses = [f"{part}_loss" for part in ("train", "val")]
     apart = [(both[name] - both[f"{name}_other"]).abs() for name in [*losses, *COUNTS]]
     return int((~(pd.concat(apart, axis=1).max(axis=1, skipna=False) <= TOLERANCE)).sum())

@@ -46,5 +46,5 @@ def test_a_search_whose_driver_and_workers_are_shot_is_the_undisturbed_search(
 
 def test_a_safeguard_that_is_missing_is_felt(undisturbed: Hunt, data: Path, tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, recipe(data, tmp_path, "sabotaged", "tpe", "asha"), random.Random(2), sabotage="optimizer")
-    hunt.shoot_workers(4, within=6)
+    hunt.shoot_workers(3, within=4, in_its_stride=True)
     assert compare(undisturbed.run, hunt)["other epochs"] > 0

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from ovr_ray.cli import app
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
-from ovr_ray.results.predict import Model, in_turn, progress
+from ovr_ray.results.predict import Model, in_turn
 from ovr_ray.run_folder import RunFolder
 
 
@@ -177,21 +176,3 @@ def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(finished: RunFo
     answers = dict(in_turn(Model(str(finished.path)), chunks, process))
     assert sorted(answers) == list(range(8))
     assert pd.concat(answers.values()).process.nunique() <= 2
-
-
-def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with progress(80, done=30) as advance:
-            advance(20)
-        shown = os.read(master, 100_000).decode()
-    os.close(master)
-    assert "50/80" in shown
-    assert "images/s" in shown
-
-
-def test_no_terminal_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(80) as advance:
-        advance(20)
-    assert capsys.readouterr().err == ""

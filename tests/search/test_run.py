@@ -227,23 +227,26 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
     cells: Path, tmp_path: Path
 ) -> None:
     def recipe(budget: float) -> dict[str, Any]:
-        how = {"max_epochs": 80, "scheduler": "none", "time_budget": budget}
+        how = {"max_epochs": 150, "scheduler": "none", "time_budget": budget}
         plain = plain_recipe(cells, tmp_path, search=how)
         return plain | {"tasks": {"crack": plain["tasks"]["crack"] | {"trials": 1}}}
 
-    search = Search(tmp_path, recipe(20))
-    told = search.output()
-    assert search.process.returncode == 0, told
-    assert "The time budget is spent" in told
-    assert json.loads(search.run.file("search.json").read_text())["seconds"] < 35  # its own, without Ray's start
-    (trial,) = search.run.trials()
-    assert trial.record()["status"] == "unfinished"
-    before = trial.epochs()
+    for budget in (20, 35, 50):  # where the machine is busy, nothing may be trained after the first
+        search = Search(tmp_path, recipe(budget))
+        told = search.output()
+        assert search.process.returncode == 0, told
+        assert "The time budget is spent" in told
+        spent = json.loads(search.run.file("search.json").read_text())["seconds"]  # its own, without Ray's start
+        assert spent < budget + 15
+        (trial,) = search.run.trials()
+        assert trial.record()["status"] == "unfinished"
+        if len(before := trial.epochs()):
+            break
     again = Search(tmp_path, recipe(1000))
     told = again.output()
     assert again.process.returncode == 0, told
     assert trial.record()["status"] == "finished"
-    assert trial.epochs().epoch.tolist() == list(range(1, 81))
+    assert trial.epochs().epoch.tolist() == list(range(1, 151))
     assert trial.epochs().time[: len(before)].tolist() == before.time.tolist()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,21 @@ def is_what_the_run_folder_says(client: MlflowClient, run: Run, trial: TrialFold
 
 
 def are_offline_runs(run: RunFolder) -> None:
+    told = {
+        trial.name: [trial.name, *map(repr, (trial.record()["config"]["weight_decay"], *trial.epochs().val_loss))]
+        for trial in run.trials()
+    }
+    until = time.monotonic() + 60  # a process of wandb's own writes the files, when it comes to it
+    while (found := found_in_offline_runs(run, told)) != set(told) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert found == set(told)
+
+
+def found_in_offline_runs(run: RunFolder, told: dict[str, list[str]]) -> set[str]:
+    """The trials of which a file says all."""
     contents = [file.read_bytes() for file in run.path.glob("wandb/offline-run-*/*.wandb")]
-    assert len(contents) == 2
-    for trial in run.trials():
-        (content,) = (content for content in contents if trial.name.encode() in content)
-        told = [trial.record()["config"]["weight_decay"], *trial.epochs().val_loss]
-        assert all(repr(number).encode() in content for number in told)
+    assert len(contents) == len(told)
+    return {name for name, texts in told.items() for content in contents if all(t.encode() in content for t in texts)}
 
 
 def test_packages_that_are_lacking_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

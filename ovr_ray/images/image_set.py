@@ -1,0 +1,209 @@
+"""All images of a label table, decoded once and shared by every trial: in the cluster's memory, or on disk."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import ray.data
+
+from ovr_ray.errors import BadInput, Fault, RunFailed
+from ovr_ray.images.labels import LabelTable, empty_part_faults
+from ovr_ray.images.progress import progress
+from ovr_ray.images.shards import SHARD_BYTES, Shard, missing, shards
+from ovr_ray.recipe import Data
+
+Images = dict[int, np.ndarray]
+"""Row of the label table -> image, uint8 (C, H, W)."""
+
+WINDOW = 8
+"""Shards that are shuffled together where images are streamed; as many again are read ahead."""
+
+STREAM_BYTES = 2 * WINDOW * SHARD_BYTES
+"""What a stream holds of a trial's memory, at most, beside a shard that is being read."""
+
+AT_ONCE = 16
+"""Shards whose facts are read at a time: each is a round trip or two to a bucket."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The decoded images of a label table, in the cluster's memory or streamed from storage.
+
+    Attributes
+    ----------
+    shards : list of Shard
+    facts : DataFrame
+        By row of the label table: ``error``, ``sums`` and ``squares`` as in :meth:`Shard.facts`.
+    dataset : ray.data.Dataset, optional
+        Materialized, a row an image: ``row`` (int64), ``image`` (uint8, C x H x W). None: images are streamed.
+    """
+
+    shards: list[Shard]
+    facts: pd.DataFrame
+    dataset: ray.data.Dataset | None = None
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Why a row's image could not be decoded."""
+        wrong = self.facts[self.facts.error != ""]
+        return dict(zip(wrong.index.tolist(), wrong.error, strict=True))
+
+    @property
+    def pixels(self) -> int:
+        """Bytes, of all images together."""
+        return len(self.facts) * math.prod(self.shards[0].shape)
+
+    def pixel_statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of every channel, in 0..1, over the readable images among these rows."""
+        facts = self.facts.loc[rows]
+        facts = facts[facts.error == ""]
+        pixels = len(facts) * self.shards[0].size ** 2
+        mean = np.stack(list(facts.sums)).sum(0) / pixels
+        variance = np.stack(list(facts.squares)).sum(0) / pixels - mean**2
+        return mean.tolist(), np.sqrt(np.maximum(variance, 1e-8)).tolist()
+
+    def windows(self, wanted: np.ndarray, rng: np.random.Generator | None) -> Iterator[Images]:
+        """The wanted rows in portions that fit in memory: all at once, or streamed, in an order drawn anew.
+
+        Parameters
+        ----------
+        wanted : ndarray of bool
+            Of every row of the label table.
+        rng : Generator, optional
+            Draws the order of shards; without it they come as they are.
+        """
+        if self.dataset is not None:
+            yield {row: image for row, image in self._held.items() if wanted[row]}
+            return
+        some = [shard for shard in self.shards if wanted[shard.rows].any()]
+        order = np.arange(len(some)) if rng is None else rng.permutation(len(some))
+        portions = np.split(order, range(WINDOW, len(order), WINDOW))
+
+        def read(portion: np.ndarray) -> Images:
+            return {row: image for at in portion for row, image in _by_row(*some[at].images(wanted))}
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read, portions[0])
+            for portion in portions[1:]:
+                window, coming = coming.result(), pool.submit(read, portion)
+                yield window
+                del window  # or three windows would be held while the next is awaited
+            yield coming.result()
+
+    @cached_property
+    def _held(self) -> Images:
+        """Views of the blocks in shared memory, in the order of the label table; nothing is copied."""
+        assert self.dataset is not None
+        blocks = self.dataset.iter_batches(batch_size=None, batch_format="numpy")
+        return dict(sorted(pair for block in blocks for pair in _by_row(block["row"], block["image"])))
+
+
+def prepare(table: LabelTable, data: Data, storage: str) -> list[Shard]:
+    """Decode every image that no shard below ``storage`` has, on all of the cluster.
+
+    Parameters
+    ----------
+    table : LabelTable
+    data : Data
+        Paths as every node understands them.
+    storage : str
+
+    Raises
+    ------
+    RunFailed
+        If the storage takes no more; what is in it already is found again.
+    """
+    every = shards(table, data, storage)
+    lacking = missing(every)
+    if not lacking:
+        return every
+    already = len(table.files) - sum(len(shard.rows) for shard in lacking)
+    with progress(len(table.files), already, "images decoded") as advance:
+        for answer in _on_cluster(lacking, _make).iter_batches(batch_size=None):
+            for failure in filter(None, answer["failure"]):
+                raise RunFailed(f"decoded images cannot be written to {lacking[0].file.parent}: {failure}")
+            advance(int(answer["images"].sum()))
+    return every
+
+
+def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[ImageSet, LabelTable]:
+    """Prepare all images, and put those of train and validation into the object store, if they fit.
+
+    Parameters
+    ----------
+    memory : float
+        Bytes of a node's object store that images may fill; more are streamed from ``storage``.
+
+    Returns
+    -------
+    ImageSet
+    LabelTable
+        Bad images count for no task in it.
+
+    Raises
+    ------
+    BadInput
+        Names every bad image, if ``on_bad_image`` is ``error``; or the tasks that have no image of one class left.
+    """
+    every = prepare(table, data, storage)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        facts = pd.concat(pool.map(Shard.facts, every)).set_index("row").sort_index()
+    images = ImageSet(every, facts)
+    if images.bad and data.on_bad_image == "error":
+        raise BadInput(bad_images_fault(table, images.bad))
+    table = table.without(images.bad)
+    if faults := list(empty_part_faults(table, data)):
+        raise BadInput(faults)
+    wanted = (table.parts != "test").to_numpy()
+    if wanted.sum() * data.channels * data.image_size**2 > memory:
+        return images, table
+    # no CPU is claimed: blocks that are lost with a node are read again while trials hold every CPU there is
+    return replace(images, dataset=_on_cluster(every, partial(_read, wanted=wanted), num_cpus=0).materialize()), table
+
+
+def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
+    """Names all bad images, from row -> reason."""
+    named = "\n".join(f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items()))
+    remedy = "mend or remove them, or set data.on_bad_image: skip"
+    return Fault("data.images", f"{len(bad)} of {len(table.files)} images cannot be decoded:\n{named}", remedy)
+
+
+def _on_cluster(
+    some: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]], **need: float
+) -> ray.data.Dataset:
+    """A task a shard, at most one for each CPU at a time."""
+    tasks = ray.data.TaskPoolStrategy(size=max(1, min(len(some), int(ray.cluster_resources().get("CPU", 1)))))
+    items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in some], override_num_blocks=len(some))
+    return items.map_batches(work, batch_size=None, compute=tasks, **need)
+
+
+def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    some, failure = _shards_in(batch), ""
+    try:
+        for shard in some:
+            shard.make()
+    except OSError as error:
+        failure = error.strerror or str(error)
+    return {"images": np.array([sum(len(shard.rows) for shard in some)]), "failure": np.array([failure], object)}
+
+
+def _read(batch: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, np.ndarray]:
+    rows, images = zip(*(shard.images(wanted) for shard in _shards_in(batch)), strict=True)
+    return {"row": np.concatenate(rows), "image": np.concatenate(images)}
+
+
+def _shards_in(batch: dict[str, np.ndarray]) -> list[Shard]:
+    return [pickle.loads(shard) for shard in batch["shard"]]
+
+
+def _by_row(rows: np.ndarray, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    return zip(rows.tolist(), images, strict=True)

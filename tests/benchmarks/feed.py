@@ -1,0 +1,124 @@
+"""An epoch's images as batches: the feed against a gather in memory, and against decoding PNGs every epoch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ovr_ray import cluster
+from ovr_ray.images import Feed, ImageSet, LabelTable, load
+from ovr_ray.recipe import Augment, Data
+from tests.benchmarks.measure import Row, in_turn, row
+from tests.benchmarks.predict import write_images
+
+LONG = False
+IMAGES, BATCH, RUNS = 2048, 32, 7
+KINDS = ("feed", "memory", "memory-numpy", "png-dataloader")
+GOALS = {"memory": 1.0, "memory-numpy": 1.0, "png-dataloader": 10.0}
+
+
+def rows() -> list[Row]:
+    """Gray PNGs of 300 x 300 pixels at both sizes, batches of 32, both flips, one torch thread a trial."""
+    result = []
+    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+        files = [Path(file).name for file in write_images(Path(folder), IMAGES)]
+        for size in (224, 300):
+            data = Data(labels="", images=folder, image_size=size)
+            table = LabelTable(pd.Series(files), pd.DataFrame({"a": [0.0, 1.0] * (IMAGES // 2)}), _all_but_two(files))
+            images, _ = load(table, data, folder, memory=1e9)
+            trials = [ray.remote(num_cpus=0)(Trial).remote(images, table, folder, size) for _ in range(2)]
+            for count in (1, 2):
+                result += _compared(trials[:count], size)
+            for trial in trials:
+                ray.kill(trial)
+    return result
+
+
+def _all_but_two(files: list[str]) -> pd.Series:
+    """Both classes have to be in the validation part, too."""
+    return pd.Series(["train"] * (len(files) - 2) + ["val"] * 2)
+
+
+def _compared(trials: list[Any], size: int) -> list[Row]:
+    def all_at_once(kind: str) -> None:
+        ray.get([trial.epoch.remote(kind) for trial in trials])
+
+    taken = in_turn({kind: partial(all_at_once, kind) for kind in KINDS}, runs=RUNS, warm=1)
+    name = f"feed, {size} px, {len(trials)} trial{'s' if len(trials) > 1 else ''}"
+    rate = len(trials) * IMAGES / taken["feed"]
+    more = {"images": IMAGES, "batch": BATCH, "torch_threads": 1, "images_per_s": round(rate)}
+    return [row(name, kind, taken["feed"], taken[kind], goal, RUNS, **more) for kind, goal in GOALS.items()]
+
+
+class Trial:
+    """What a trial's process has, and the loops that it is compared with."""
+
+    def __init__(self, images: ImageSet, table: LabelTable, folder: str, size: int) -> None:
+        torch.set_num_threads(1)
+        self.number = 0
+        self.feed = Feed(images, np.zeros(len(table.files), np.float32), BATCH)
+        (window,) = images.windows(np.ones(len(table.files), bool), None)
+        self.images = torch.from_numpy(np.stack(list(window.values())))
+        loading = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "persistent_workers": True}
+        self.loader = DataLoader(Decoding(folder, table.files.tolist(), size), **loading)
+
+    def epoch(self, kind: str) -> None:
+        """Every batch once, looked at and dropped."""
+        self.number += 1
+        loops = {"feed": self._feed, "memory": self._memory, "memory-numpy": self._numpy, "png-dataloader": self._png}
+        for batch in loops[kind]():
+            assert batch.dtype == torch.uint8
+
+    def _feed(self) -> Iterator[torch.Tensor]:
+        for images, _ in self.feed.shuffled(self.number, 0, Augment()):
+            yield images
+
+    def _memory(self) -> Iterator[torch.Tensor]:
+        for chosen in torch.randperm(len(self.images)).split(BATCH):
+            batch = self.images[chosen]
+            for side in (-1, -2):
+                flipped = torch.rand(len(batch)) < 0.5
+                batch[flipped] = batch[flipped].flip(side)
+            yield batch
+
+    def _numpy(self) -> Iterator[torch.Tensor]:
+        images, rng = self.images.numpy(), np.random.default_rng()
+        for chosen in np.split(rng.permutation(len(images)), range(BATCH, len(images), BATCH)):
+            batch = images[chosen]
+            horizontal, vertical = rng.random((2, len(batch))) < 0.5
+            batch[horizontal] = batch[horizontal][..., ::-1]
+            batch[vertical] = batch[vertical][..., ::-1, :]
+            yield torch.from_numpy(batch)
+
+    def _png(self) -> Iterator[torch.Tensor]:
+        yield from self.loader
+
+
+class Decoding(Dataset[torch.Tensor]):
+    """Decodes and flips an image whenever it is asked for."""
+
+    def __init__(self, folder: str, files: list[str], size: int) -> None:
+        self.folder, self.files, self.size = folder, files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, at: int) -> torch.Tensor:
+        image = Image.open(f"{self.folder}/{self.files[at]}").convert("L")
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image))[None]
+        for side in (-1, -2):
+            if torch.rand(()) < 0.5:
+                pixels = pixels.flip(side)
+        return pixels

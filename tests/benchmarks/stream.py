@@ -1,0 +1,118 @@
+"""200,000 images of 300 x 300 pixels, more than fit: peak memory, and an epoch's time an image beside 2,000 that do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from ovr_ray import cluster
+from ovr_ray.images import Feed, load, read_labels
+from ovr_ray.recipe import Augment, parse
+from tests.benchmarks.measure import Row, row, seconds
+from tests.benchmarks.predict import write_images
+from tests.conftest import BACKBONE, ancestors
+
+LONG = True
+MANY, FEW, DRAWN = int(os.environ.get("STREAM_IMAGES", "200000")), 2000, 2000
+"""DRAWN different pictures; the others are hard links to them, each read and decoded like a file of its own."""
+SIZE, SEEN, BATCH = 300, 64, 32
+"""Pixels stored, and those that the network sees: the smallest network there is, so that the feed counts."""
+EPOCHS, GOAL = 2, 1 / 1.3
+
+
+def rows() -> list[Row]:
+    """The feed alone, and whole trials with what they hold of memory."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("STREAM_FOLDER")) as place:
+        folder = Path(place)
+        recipes = {count: _recipe(folder, count) for count in (FEW, MANY)}
+        prepared = {count: _call("prepare", path) for count, path in recipes.items()}
+        fed = {count: _fed(path) for count, path in recipes.items()}
+        tuned = {count: _call("tune", path) for count, path in recipes.items()}
+        epoch = {count: _epoch(path) for count, path in recipes.items()}
+        more = {"images": MANY, "batch": BATCH, "runs": EPOCHS, "prepare": prepared[MANY], "tune": tuned[MANY]}
+        return [
+            row(
+                f"feed, {MANY} images streamed", f"{FEW} in memory, an image", fed[MANY], fed[FEW], GOAL, EPOCHS, **more
+            ),
+            row(f"trial, {MANY} images streamed", f"{FEW} in memory, an image", epoch[MANY], epoch[FEW], GOAL, EPOCHS),
+        ]
+
+
+def _recipe(folder: Path, count: int) -> Path:
+    """Its images and labels too."""
+    images = folder / f"images-{count}"
+    images.mkdir()
+    drawn = write_images(images, min(count, DRAWN))
+    for number in range(DRAWN, count):
+        os.link(drawn[number % DRAWN], images / f"{number:06d}.png")
+    names = sorted(file.name for file in images.iterdir())
+    labels = pd.DataFrame({"filename": names, "a": np.arange(count) % 2})
+    labels.to_csv(folder / f"{count}.csv", sep=";", index=False)
+    default = {"backbone": BACKBONE, "weights": None, "image_size": SEEN, "batch_size": BATCH}
+    plain = {
+        "name": f"stream-{count}",
+        "data": {"labels": str(folder / f"{count}.csv"), "images": str(images), "image_size": SIZE},
+        "tasks": {"a": {"trials": 1, "default": default}},
+        "search": {"max_epochs": EPOCHS, "grace_epochs": 1, "scheduler": "none"},
+        "storage": str(folder / "runs"),
+    }
+    path = folder / f"{count}.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def _call(verb: str, recipe: Path) -> dict[str, Any]:
+    """Run a verb; seconds, and the peak resident megabytes of each kind of process that it started."""
+    began, peaks = time.monotonic(), dict[str, int]()
+    with subprocess.Popen([sys.executable, "-m", "ovr_ray.cli", verb, recipe], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            for name, size in _resident(process.pid):
+                peaks[name] = max(peaks.get(name, 0), size)
+            time.sleep(0.5)
+    assert process.returncode == 0
+    largest = dict(sorted(peaks.items(), key=lambda named: -named[1])[:6])
+    return {"seconds": round(time.monotonic() - began, 1), "peak_mb": largest}
+
+
+def _resident(root: int) -> list[tuple[str, int]]:
+    """Of a process and all below: its name, and its own pages and those of files at most, shared memory left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(folder.name) == root or root in ancestors(int(folder.name)):
+                status = dict(re.findall(r"(\w+):\s+(\d+) kB", (folder / "status").read_text()))
+                own = int(status["RssAnon"]) + int(status["RssFile"])
+                name = (folder / "cmdline").read_bytes().split(b"\0")[0].decode().split("(")[0]
+                found.append((Path(name).name, own // 1000))
+        except (FileNotFoundError, ProcessLookupError, KeyError):
+            continue
+    return found
+
+
+def _fed(path: Path) -> float:
+    """Seconds an image of an epoch's batches alone."""
+    recipe = parse(yaml.safe_load(path.read_text()))
+    table = read_labels(recipe.data, recipe.tasks)
+    with cluster.connected():
+        memory = recipe.resources.object_store * cluster.smallest_object_store()
+        images, table = load(table, recipe.data, recipe.storage, memory)
+        feed = Feed(images, table.of("a", "train"), BATCH)
+        taken = [seconds(lambda epoch=epoch: sum(1 for _ in feed.shuffled(epoch, 0, Augment()))) for epoch in (1, 2, 3)]
+    return min(taken[1:]) / len(table.rows("train"))
+
+
+def _epoch(path: Path) -> float:
+    """Seconds an image of a trial's last epoch, training alone."""
+    recipe = parse(yaml.safe_load(path.read_text()))
+    (file,) = Path(recipe.storage, recipe.name).rglob("epochs.csv")
+    return 1 / float(pd.read_csv(file, sep=";").images_per_s.iloc[-1])
