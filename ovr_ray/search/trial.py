@@ -104,9 +104,12 @@ def _train(
         )
         trainer, augment = session.trainer, job.recipe.augment
         always = {"device": device.type, "parts": trainer.parts}
+        images = int(job.labels[session.task][job.run.split().part == "train"].count())
         if session.restored:  # the driver may not have heard of this epoch
             _report(session.restored | always)
-        for metrics in trainer.epochs(lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered):
+        for metrics in trainer.epochs(
+            lambda e: train_feed.shuffled(e, trainer.seed, augment), val_feed.ordered, images
+        ):
             session.save(metrics | always)
             _report(metrics | always)
     except Diverged as reason:
