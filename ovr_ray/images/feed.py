@@ -37,6 +37,10 @@ class Feed:
     batch_size: int
     device: torch.device = CPU
 
+    def __len__(self) -> int:
+        """Images of an epoch."""
+        return int(np.isfinite(self.labels).sum())
+
     def ordered(self) -> Iterator[Batch]:
         """Every image once, as it is, in an order that is always the same."""
         return _ahead(self._batches(None), self.device)

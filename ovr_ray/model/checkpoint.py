@@ -60,7 +60,8 @@ class Card:
 
     def sub_model(self, weights: str | None = None) -> SubModel:
         """Build it, the body starting from these weights (random by default)."""
-        network = backbones.build(self.config["backbone"], self.image_size, weights)
+        dropout = self.config.get("dropout", 0.0)  # older checkpoints name none
+        network = backbones.build(self.config["backbone"], self.image_size, weights, dropout)
         return SubModel(network, self.stored_size, self.image_size, self.channels, self.mean, self.std)
 
 

@@ -7,13 +7,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
+from ovr_ray.model import backbones
+from ovr_ray.model.averaging import averaged
+from ovr_ray.model.loss import cross_entropy, training_loss
 from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at
+from ovr_ray.model.schedule import learning_rate
 from ovr_ray.model.sub_model import SubModel
 from ovr_ray.recipe import Config, ThresholdGoal
 
@@ -52,6 +56,11 @@ class Trainer:
     parts : int
         A batch's gradients are summed over so many parts of it, each of two images or more: less memory, the same
         step, but for batch norms, whose statistics are a part's.
+
+    Attributes
+    ----------
+    sub_model : SubModel
+        What is validated and to be saved: the one that was given, or, with ``ema_decay``, its moving average.
     """
 
     def __init__(
@@ -67,23 +76,35 @@ class Trainer:
         parts: int = 1,
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
-        self.sub_model = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, device=device))
-        self.optimizer = _optimizer(sub_model, config)
+        self._trained = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._average = averaged(self._trained, config.ema_decay) if config.ema_decay else None
+        self.sub_model = cast(SubModel, self._average.module) if self._average else self._trained
+        weight, smoothing, gamma = torch.tensor(pos_weight, device=device), config.label_smoothing, config.focal_gamma
+        self._loss = partial(training_loss, pos_weight=weight, smoothing=smoothing, gamma=gamma)
+        self._reported_loss = partial(cross_entropy, pos_weight=weight)
+        self.optimizer, self._lr_factors = _optimizer(sub_model, config)
         self.epoch, self.parts = 0, parts
         self.decision_threshold = 0.5
         self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training needs to go on, beside the weights: tensors and plain values only."""
-        return {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
+        """What training needs to go on, beside the weights of :attr:`sub_model`: tensors and plain values only."""
+        state = {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
+        if self._average:
+            state |= {"trained": self._trained.state_dict(), "averaged_steps": int(self._average.n_averaged)}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the epoch that :meth:`state_dict` was taken at."""
         self.epoch = state["epoch"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._average:
+            self._trained.load_state_dict(state["trained"])
+            self._average.n_averaged.fill_(state["averaged_steps"])
 
-    def epochs(self, train: Callable[[int], Batches], val: Callable[[], Batches]) -> Iterator[dict[str, Any]]:
+    def epochs(
+        self, train: Callable[[int], Batches], val: Callable[[], Batches], images: int
+    ) -> Iterator[dict[str, Any]]:
         """Train and validate, yielding flat metrics after every epoch until ``max_epochs``.
 
         Parameters
@@ -92,6 +113,14 @@ class Trainer:
             From an epoch's number (from 1) to its batches.
         val : callable
             To the validation batches.
+        images : int
+            That an epoch's training batches have in all: what a warm-up is measured by.
+
+        Yields
+        ------
+        dict
+            ``lr`` is the head's at the epoch's last step; ``train_`` figures are of the weights as they were trained,
+            ``val_`` ones and the threshold of :attr:`sub_model`; both losses are :func:`.loss.cross_entropy`.
 
         Raises
         ------
@@ -100,35 +129,42 @@ class Trainer:
         """
         while self.epoch < self.max_epochs:
             self.epoch += 1
-            yield {"epoch": self.epoch, **self._train(train(self.epoch)), **self._validate(val())}
+            yield {"epoch": self.epoch, **self._train(train(self.epoch), images), **self._validate(val())}
 
-    def _train(self, batches: Batches) -> dict[str, Any]:
+    def _train(self, batches: Batches, images: int) -> dict[str, Any]:
         torch.manual_seed(_mixed(self.seed, self.epoch))
-        lr = learning_rate(self.config, self.epoch, self.max_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.sub_model.train()
-        self.sub_model.set_frozen(self.epoch < self.config.unfreeze_epoch)
-        start, tally = time.perf_counter(), _Tally()
-        for images, labels in _none_of_one(batches):
+        self._trained.train()
+        self._trained.set_frozen(self.epoch < self.config.unfreeze_epoch)
+        start, tally, lr = time.perf_counter(), _Tally(), 0.0
+        for pixels, labels in _none_of_one(batches):
+            lr = self._set_rate((tally.images + len(labels) / 2) / images)
             self.optimizer.zero_grad(set_to_none=True)
-            for part in _parts_of(images, labels, self.parts):
-                logits, loss = self._forward(*part)
+            for part in _parts_of(pixels, labels, self.parts):
+                logits, targets = self._forward(self._trained, *part)
+                loss = self._loss(logits, targets)
                 if not math.isfinite(loss.item()):
                     raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
                 (loss * (len(logits) / len(labels))).backward()
-                tally.add(logits.detach(), part[1], loss.item())
+                tally.add(logits.detach(), part[1], self._reported_loss(logits.detach(), targets).item())
             self.optimizer.step()
+            if self._average:
+                self._average.update_parameters(self._trained)
         speed = tally.images / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
+
+    def _set_rate(self, share: float) -> float:
+        lr = learning_rate(self.config, self.epoch, self.max_epochs, share)
+        for group, factor in zip(self.optimizer.param_groups, self._lr_factors, strict=True):
+            group["lr"] = factor * lr
+        return lr
 
     @torch.inference_mode()
     def _validate(self, batches: Batches) -> dict[str, Any]:
         self.sub_model.eval()
         tally = _Tally()
         for images, labels in batches:
-            logits, loss = self._forward(images, labels)
-            tally.add(logits, labels, loss.item())
+            logits, targets = self._forward(self.sub_model, images, labels)
+            tally.add(logits, labels, self._reported_loss(logits, targets).item())
         truth, probability = tally.truth(), tally.probability()
         if not np.isfinite(probability).all():
             raise Diverged(f"the network's outputs are no longer numbers in epoch {self.epoch}")
@@ -142,11 +178,13 @@ class Trainer:
             "val_average_precision": average_precision(truth, probability),
         }
 
-    def _forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(
+        self, sub_model: SubModel, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            logits = self.sub_model(images)
-        return logits, self.loss(logits, labels.to(self.device, non_blocking=True))
+            logits = sub_model(images)
+        return logits, labels.to(self.device, non_blocking=True)
 
 
 def _none_of_one(batches: Batches) -> Batches:
@@ -194,15 +232,6 @@ class _Tally:
         return {f"{part}_loss": self._loss / self.images, **counts}
 
 
-def learning_rate(config: Config, epoch: int, max_epochs: int) -> float:
-    """Of an epoch, counted from 1; the same through all its steps."""
-    if isinstance(config.schedule, dict):
-        return config.schedule[max(start for start in config.schedule if start <= epoch)]
-    if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * (epoch - 1) / max_epochs)) / 2
-    return config.lr
-
-
 def choose_device(gpus_assigned: float) -> torch.device:
     """CUDA where Ray assigned a GPU that torch sees; Apple's ``mps``, which Ray does not count; else the CPU."""
     if gpus_assigned and torch.cuda.is_available():
@@ -223,12 +252,20 @@ def keep_pages() -> None:
             mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def _optimizer(sub_model: SubModel, config: Config) -> torch.optim.Optimizer:
-    parameters, decay = sub_model.parameters(), config.weight_decay
+def _optimizer(sub_model: SubModel, config: Config) -> tuple[torch.optim.Optimizer, list[float]]:
+    """And by what factor each of its groups of parameters differs from the rate."""
+    groups, factors = [{"params": list(sub_model.parameters())}], [1.0]
+    if config.body_lr_factor != 1:  # one group for all otherwise: what older checkpoints hold
+        head = list(backbones.head(sub_model.network).parameters())
+        own = {id(parameter) for parameter in head}
+        body = [parameter for parameter in sub_model.parameters() if id(parameter) not in own]
+        groups, factors = [{"params": body}, {"params": head}], [config.body_lr_factor, 1.0]
+    decay = config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=decay, nesterov=True)
+        momentum = config.momentum
+        return torch.optim.SGD(groups, config.lr, momentum=momentum, weight_decay=decay, nesterov=True), factors
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.lr, weight_decay=decay)
+    return kind(groups, config.lr, weight_decay=decay), factors
 
 
 def _mixed(seed: int, epoch: int) -> int:

@@ -95,10 +95,23 @@ class Config(Model):
     batch_size: Annotated[int, Field(ge=2)] = 32
     schedule: Literal["constant", "cosine"] | Stages = "cosine"
     """``constant``, ``cosine`` (to zero at ``search.max_epochs``), or staged: first epoch of a stage -> rate."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """The rate grows from zero over so many epochs, or parts of one; a cosine then falls step by step, too, not epoch
+    by epoch."""
+    body_lr_factor: PositiveFloat = 1.0
+    """The backbone's body learns at so many times the rate of its head."""
     unfreeze_epoch: NonNegativeInt = 0
     """The head alone is trained before this epoch; 0 or 1: the whole network from the start."""
     pos_weight: Literal["balanced"] | PositiveFloat = "balanced"
     """Weight of a positive image in the loss; balanced: negatives / positives of the train part."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """0.1: labels 0 and 1 are learnt as 0.05 and 0.95."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 0.0
+    """Above 0, images that are told rightly count less in the loss (focal loss), beside ``pos_weight``."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the head's inputs that training drops, beside the dropout that some backbones have of their own."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Above 0, validation, checkpoints and thresholds are of an exponential moving average of the weights."""
     horizontal_flip: Fraction | None = None
     """As in :class:`Augment`; null, here and below: as the recipe's ``augment`` says."""
     vertical_flip: Fraction | None = None

@@ -100,7 +100,7 @@ def _train(config: dict[str, Any], job: Job, images: ImageSet, device: torch.dev
         always = {"device": device.type, "parts": trainer.parts}
         if session.restored:  # the driver may not have heard of this epoch
             _report(session.restored | always)
-        for metrics in trainer.epochs(lambda e: train.shuffled(e, trainer.seed, augment), val.ordered):
+        for metrics in trainer.epochs(lambda e: train.shuffled(e, trainer.seed, augment), val.ordered, len(train)):
             session.save(metrics | always)
             _report(metrics | always)
     except Diverged as reason:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_what_is_saved_is_loaded(folder: UPath) -> None:
     assert read_card(folder)
     forget(folder, weights_too=True)
     assert read_card(folder) is None
+
+
+def test_dropout_is_built_anew_and_checkpoints_that_know_none_are_loaded(tmp_path: Path) -> None:
+    dropping = replace(CARD, config=CARD.config | {"dropout": 0.5})
+    assert dropping.sub_model().network.fc.dropout == 0.5  # type: ignore[union-attr]
+    older = replace(CARD, config={name: CARD.config[name] for name in ("backbone", "weights")})
+    save(UPath(tmp_path / "c"), older, older.sub_model(), {})
+    card = read_card(UPath(tmp_path / "c"))
+    assert card
+    assert load_sub_model(UPath(tmp_path / "c"), card)(torch.zeros(2, 1, 32, 32)).shape == (2,)
 
 
 class Trap:

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
+from ovr_ray.model.backbones import head
+from ovr_ray.model.loss import cross_entropy
 from ovr_ray.recipe import Config
-from tests.conftest import BACKBONE
+from tests.conftest import BACKBONE, EVERY_OPTION
 
 CPU = torch.device("cpu")
 METRICS = {
@@ -17,6 +19,10 @@ METRICS = {
     *("images_per_s", "lr"),
     *(f"{part}_{count}" for part in ("train", "val") for count in ("tn", "fp", "fn", "tp")),
 }
+
+
+IMAGES = 64
+"""In :func:`batches`."""
 
 
 def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -36,7 +42,7 @@ def trainer(max_epochs: int = 4, pos_weight: float = 3.0, **config: Any) -> Trai
 
 
 def run(given: Trainer) -> list[dict[str, Any]]:
-    return list(given.epochs(batches, lambda: batches(99)))
+    return list(given.epochs(batches, lambda: batches(99), IMAGES))
 
 
 def test_it_learns_and_reports_every_metric_each_epoch() -> None:
@@ -48,25 +54,30 @@ def test_it_learns_and_reports_every_metric_each_epoch() -> None:
     assert sum(epochs[0][f"val_{count}"] for count in ("tn", "fp", "fn", "tp")) == 64
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_going_on_from_a_saved_state_is_as_if_never_interrupted(optimizer: str) -> None:
-    undisturbed = run(trainer(optimizer=optimizer))
-    first = trainer(optimizer=optimizer)
-    epochs = first.epochs(batches, lambda: batches(99))
+@pytest.mark.parametrize(
+    "config",
+    [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, EVERY_OPTION],
+    ids=["adam", "adamw", "sgd", "every option"],
+)
+def test_going_on_from_a_saved_state_is_as_if_never_interrupted(config: dict[str, Any]) -> None:
+    undisturbed = run(trainer(**config))
+    first = trainer(**config)
+    epochs = first.epochs(batches, lambda: batches(99), IMAGES)
     before = [next(epochs), next(epochs)]
     state, weights = first.state_dict(), first.sub_model.state_dict()
-    second = trainer(optimizer=optimizer)
+    second = trainer(**config)
     second.sub_model.load_state_dict(weights)
     second.load_state_dict(state)
     torch.manual_seed(1234)  # a new process draws other numbers
-    losses = [row["train_loss"] for row in [*before, *run(second)]]
-    assert losses == pytest.approx([row["train_loss"] for row in undisturbed], abs=1e-6)
+    rows = [*before, *run(second)]
+    for metric in ("train_loss", "val_loss", "threshold", "lr"):
+        assert [row[metric] for row in rows] == pytest.approx([row[metric] for row in undisturbed], abs=1e-6)
 
 
 def test_the_body_is_trained_from_its_epoch_on() -> None:
     given = trainer(unfreeze_epoch=3)
     first_layer = next(given.sub_model.network.parameters())
-    values = [first_layer.detach().clone() for _ in given.epochs(batches, lambda: batches(99))]
+    values = [first_layer.detach().clone() for _ in given.epochs(batches, lambda: batches(99), IMAGES)]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[1], values[2])
 
@@ -81,24 +92,58 @@ def test_a_last_batch_of_one_image_is_trained_on_too() -> None:
         yield from batches(epoch)
         yield torch.zeros(1, 1, 32, 32, dtype=torch.uint8), torch.zeros(1)
 
-    row = next(trainer().epochs(with_one_left, lambda: batches(99)))
+    row = next(trainer().epochs(with_one_left, lambda: batches(99), IMAGES + 1))
     assert sum(row[f"train_{count}"] for count in ("tn", "fp", "fn", "tp")) == 65
 
 
-def test_the_positive_weight_scales_what_positives_cost() -> None:
-    logits, labels = torch.zeros(4), torch.tensor([1.0, 0, 0, 0])
-    plain, weighted = trainer(pos_weight=1.0).loss(logits, labels), trainer(pos_weight=3.0).loss(logits, labels)
-    assert weighted / plain == pytest.approx(6 / 4)
+def test_the_rate_is_set_at_every_step_and_the_last_ones_is_reported() -> None:
+    given = trainer(max_epochs=2, warmup_epochs=1, body_lr_factor=0.5)
+    rates: list[tuple[float, float]] = []
+    given.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(tuple(group["lr"] for group in optimizer.param_groups))
+    )
+    reported = [row["lr"] for row in run(given)]
+    expected = [learning_rate(given.config, epoch, 2, (step + 0.5) / 4) for epoch in (1, 2) for step in range(4)]
+    assert [head for _, head in rates] == pytest.approx(expected)
+    assert [body for body, _ in rates] == pytest.approx([rate / 2 for rate in expected])
+    assert reported == [rates[3][1], rates[7][1]]
 
 
-def test_schedules() -> None:
-    staged = Config(schedule={1: 1e-3, 6: 1e-4, 21: 1e-5})
-    assert [learning_rate(staged, epoch, 30) for epoch in (1, 5, 6, 20, 21, 30)] == [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
-    assert {learning_rate(Config(schedule="constant", lr=0.1), epoch, 9) for epoch in range(1, 10)} == {0.1}
-    cosine = [learning_rate(Config(lr=0.1), epoch, 10) for epoch in range(1, 11)]
-    assert cosine[0] == 0.1
-    assert cosine == sorted(cosine, reverse=True)
-    assert 0 < cosine[-1] < 0.01
+@pytest.mark.parametrize("schedule", ["cosine", {1: 1e-3, 2: 1e-4}], ids=["cosine", "staged"])
+def test_the_head_alone_learns_at_the_full_rate(schedule: Any) -> None:
+    given = trainer(body_lr_factor=0.1, schedule=schedule)
+    body, last = given.optimizer.param_groups
+    assert {id(parameter) for parameter in last["params"]} == {
+        id(p) for p in head(given.sub_model.network).parameters()
+    }
+    assert len(body["params"]) + 2 == len(list(given.sub_model.parameters()))
+    next(given.epochs(batches, lambda: batches(99), IMAGES))
+    assert body["lr"] == pytest.approx(0.1 * last["lr"])
+
+
+def test_what_is_validated_is_the_average_of_the_weights() -> None:
+    given = trainer(max_epochs=3, ema_decay=0.9)
+    trained = given.state_dict()["trained"]
+    row = run(given)[-1]
+    averages = given.sub_model.state_dict()
+    assert not torch.allclose(averages["network.fc.weight"], trained["network.fc.weight"])
+    alone = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2]).eval()
+    alone.load_state_dict(averages)
+    images, labels = (torch.cat(parts) for parts in zip(*batches(99), strict=True))
+    with torch.inference_mode():
+        assert row["val_loss"] == pytest.approx(
+            cross_entropy(alone(images), labels, torch.tensor(3.0)).item(), rel=1e-4
+        )
+
+
+def test_losses_are_comparable_whatever_is_minimised() -> None:
+    """At a rate so small that nothing is learnt, all losses report the same."""
+    still: dict[str, Any] = {"lr": 1e-12, "optimizer": "sgd", "schedule": "constant"}
+    plain, focused = (
+        next(iter(run(trainer(1, **still, **how)))) for how in ({}, {"label_smoothing": 0.3, "focal_gamma": 2})
+    )
+    for loss in ("train_loss", "val_loss"):
+        assert focused[loss] == pytest.approx(plain[loss], rel=1e-5)
 
 
 def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +168,7 @@ def test_a_batch_in_parts_takes_the_same_step() -> None:
         trainer = Trainer(
             sub_model, config, pos_weight=2.0, max_epochs=1, device=torch.device("cpu"), seed=0, parts=parts
         )
-        (metrics,) = trainer.epochs(lambda epoch: batches, lambda: batches)
+        (metrics,) = trainer.epochs(lambda epoch: batches, lambda: batches, 9)
         losses.append(metrics["train_loss"])
         weights.append(network[1].weight.detach().clone())
     assert losses[0] == pytest.approx(losses[1])

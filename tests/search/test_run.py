@@ -21,9 +21,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import ovr_ray
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import Recipe, Resources, parse
+from ovr_ray.model import learning_rate
+from ovr_ray.recipe import Config, Recipe, Resources, parse
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import ancestors, plain_recipe
+from tests.conftest import EVERY_OPTION, ancestors, plain_recipe
 
 METRICS = {
     "train_loss",
@@ -167,7 +168,9 @@ class Search:
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
     recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 12, "scheduler": "none"})
-    recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
+    plain = recipe["tasks"]["crack"] | {"trials": 1}
+    every_option = plain | {"default": plain["default"] | EVERY_OPTION, "space": {}}
+    recipe["tasks"] = {"crack": plain, "inactive": every_option}
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
     begun = search.run.file("recipe.yaml").read_text()
@@ -187,6 +190,9 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
         assert trial.record()["status"] == "finished"
         epochs = trial.epochs()
         assert epochs.epoch.tolist() == list(range(1, 13))
+        if trial.record()["task"] == "inactive":  # of 48 images, the middle of the third batch of 16
+            rates = [learning_rate(Config(**every_option["default"]), epoch, 12, 40 / 48) for epoch in epochs.epoch]
+            assert epochs.lr.tolist() == pytest.approx(rates)
         resumed_after = len(before[trial.name])  # epochs of before are not trained again
         assert epochs[:resumed_after].time.tolist() == before[trial.name].time.tolist()
 

@@ -1,10 +1,19 @@
-"""How a trial copes with too little memory; all else of a trial runs in test_run.py."""
+"""How a trial copes with too little memory, and what its folder must hold; all else of a trial runs in test_run.py."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from itertools import islice
 
-from ovr_ray.search.trial import in_parts
+import pandas as pd
+import pytest
+import torch
+
+from ovr_ray.recipe import Recipe
+from ovr_ray.run_folder import RunFolder
+from ovr_ray.search.trial import Job, _Session, in_parts
+from tests.conftest import BACKBONE, EVERY_OPTION
+from tests.model.test_training import IMAGES, batches
 
 BATCH = 16
 
@@ -38,3 +47,35 @@ def test_another_reason_ends_it_at_once() -> None:
     told = in_parts(lambda parts: asked.append(parts) or {"diverged": "nan"}, BATCH)  # type: ignore[func-returns-value]
     assert told == {"diverged": "nan"}
     assert asked == [1]
+
+
+def session(recipe: Recipe) -> _Session:
+    """Of the first trial, from what lies in its folder."""
+    job = Job(recipe, RunFolder.of(recipe), pd.DataFrame(), {"crack": 3.0}, [0.3], [0.2])
+    given = recipe.tasks["crack"].default.model_dump() | {"task": "crack", "number": 0}
+    return _Session(given, job, torch.device("cpu"), parts=1)
+
+
+def train(trial: _Session, epochs: int) -> None:
+    for metrics in islice(trial.trainer.epochs(batches, lambda: batches(99), IMAGES), epochs):
+        trial.save(metrics)
+
+
+def test_a_trial_whose_weights_are_averaged_goes_on_from_its_folder_as_if_never_interrupted(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    default = {"backbone": BACKBONE, "weights": None, "lr": 3e-3} | EVERY_OPTION
+    recipes = [
+        make_recipe(name=name, search={"max_epochs": 4}, tasks={"crack": {"default": default}})
+        for name in ("undisturbed", "interrupted")
+    ]
+    train(session(recipes[0]), 4)
+    train(session(recipes[1]), 2)
+    torch.manual_seed(1234)  # a new process draws other numbers
+    again = session(recipes[1])
+    assert again.restored
+    train(again, 4)
+    expected, found = (RunFolder.of(recipe).trial("crack", 0).epochs() for recipe in recipes)
+    assert found.epoch.tolist() == [1, 2, 3, 4]
+    for metric in ("train_loss", "val_loss", "threshold", "lr"):
+        assert found[metric].tolist() == pytest.approx(expected[metric].tolist(), abs=1e-6)

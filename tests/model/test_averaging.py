@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ovr_ray.model import SubModel
+from ovr_ray.model.averaging import averaged
+
+
+def followed(decay: float, values: list[float]) -> list[tuple[float, float, int]]:
+    """An average's weight, batch statistic and count of batches, after each value that the followed ones took."""
+    sub_model = SubModel(nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)), 8, 8, 1, [0.5], [0.2])
+    average = averaged(sub_model, decay)
+    (linear, norm), (averaged_linear, averaged_norm) = sub_model.network, average.module.network
+    seen = []
+    for value in values:
+        with torch.no_grad():
+            linear.weight.fill_(value)
+            norm.running_mean.fill_(value)
+        average.update_parameters(sub_model)
+        seen.append((averaged_linear.weight.item(), averaged_norm.running_mean.item(), int(average.n_averaged)))
+    assert torch.equal(average.module.mean, sub_model.mean)
+    return seen
+
+
+def test_the_decay_grows_with_the_steps_up_to_what_was_asked() -> None:
+    expected, average = [], 0.0
+    for step, value in enumerate([5.0, 1.0, 2.0, 4.0]):
+        decay = min(0.2, (1 + step) / (10 + step)) if step else 0.0  # the first step's weights are taken as they are
+        average = decay * average + (1 - decay) * value
+        expected.append(average)
+    seen = followed(0.2, [5.0, 1.0, 2.0, 4.0])
+    assert [weight for weight, _, _ in seen] == pytest.approx(expected)
+    assert [count for _, _, count in seen] == [1, 2, 3, 4]
+
+
+def test_batch_statistics_are_averaged_as_weights_are() -> None:
+    assert all(weight == statistic for weight, statistic, _ in followed(0.9, [5.0, 1.0, 2.0]))
+
+
+def test_a_high_decay_does_not_keep_the_first_weights() -> None:
+    last, _, _ = followed(0.9999, [100.0] + [0.0] * 60)[-1]
+    assert last < 0.01
