@@ -39,7 +39,7 @@ def rows() -> list[Row]:
         fed = {count: _fed(path) for count, path in recipes.items()}
         tuned = {count: _call("tune", path) for count, path in recipes.items()}
         epoch = {count: _epoch(path) for count, path in recipes.items()}
-        more = {"images": MANY, "batch": BATCH, "runs": EPOCHS, "prepare": prepared[MANY], "tune": tuned[MANY]}
+        more = {"images": MANY, "batch": BATCH, "prepare": prepared[MANY], "tune": tuned[MANY]}
         return [
             row(
                 f"feed, {MANY} images streamed", f"{FEW} in memory, an image", fed[MANY], fed[FEW], GOAL, EPOCHS, **more
