@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import ray
 import ray.data
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images.labels import LabelTable, empty_part_faults
+from ovr_ray.images.labels import SHOWN, LabelTable, empty_part_faults
 from ovr_ray.images.progress import progress
 from ovr_ray.images.shards import SHARD_BYTES, Shard, missing, shards
 from ovr_ray.recipe import Data
@@ -29,6 +30,9 @@ WINDOW = 8
 
 STREAM_BYTES = 2 * WINDOW * SHARD_BYTES
 """What a stream holds of a trial's memory, at most, beside a shard that is being read."""
+
+NAMED = 200
+"""How many bad images a fault names."""
 
 AT_ONCE = 16
 """Shards whose facts are read at a time: each is a round trip or two to a bucket."""
@@ -171,10 +175,14 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
 
 
 def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
-    """Names all bad images, from row -> reason."""
-    named = "\n".join(f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items()))
-    remedy = "mend or remove them, or set data.on_bad_image: skip"
-    return Fault("data.images", f"{len(bad)} of {len(table.files)} images cannot be decoded:\n{named}", remedy)
+    """Names all bad images, from row -> reason; of very many the first, and how often each reason occurs."""
+    lines = [f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items())]
+    if len(lines) > NAMED:
+        counts = Counter(reason.partition(":")[0] for reason in bad.values()).most_common(SHOWN)
+        more = ", ".join(f"{count} in all {reason!r}" for reason, count in counts)
+        lines[NAMED:] = [f"    and {len(lines) - NAMED} more: {more}"]
+    problem = f"{len(bad)} of {len(table.files)} images cannot be decoded:\n" + "\n".join(lines)
+    return Fault("data.images", problem, "mend or remove them, or set data.on_bad_image: skip")
 
 
 def _on_cluster(

@@ -187,6 +187,17 @@ def test_all_undecodable_images_are_named_at_once(recipe: Recipe, damaged: Path)
     assert "images/cell60.png: not an image" in str(caught.value)
 
 
+def test_of_very_many_bad_images_the_first_are_named_and_all_reasons(
+    recipe: Recipe, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_set, "NAMED", 1)
+    with pytest.raises(BadInput) as caught:
+        loaded(recipe)
+    assert "images/cell05.png" in str(caught.value)
+    assert "images/cell60.png" not in str(caught.value)
+    assert "and 1 more: 1 in all 'the file is empty', 1 in all 'not an image" in str(caught.value)
+
+
 def test_skipped_images_count_for_no_task(recipe: Recipe, damaged: Path) -> None:
     data = recipe.data.model_copy(update={"on_bad_image": "skip"})
     images, table = loaded(recipe.model_copy(update={"data": data}))
