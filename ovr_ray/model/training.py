@@ -141,16 +141,21 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             for part in _parts_of(pixels, labels, self.parts):
                 logits, targets = self._forward(self._trained, *part)
-                loss = self._loss(logits, targets)
-                if not math.isfinite(loss.item()):
-                    raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
-                (loss * (len(logits) / len(labels))).backward()
-                tally.add(logits.detach(), part[1], self._reported_loss(logits.detach(), targets).item())
+                (self._loss(logits, targets) * (len(logits) / len(labels))).backward()
+                tally.add(logits.detach(), part[1], self._reported_loss(logits.detach(), targets))
             self.optimizer.step()
             if self._average:
                 self._average.update_parameters(self._trained)
+            self._refuse_divergence(tally, behind=1)  # to ask for this step's loss would have a GPU wait for us
+        self._refuse_divergence(tally, behind=0)
         speed = tally.images / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
+
+    def _refuse_divergence(self, tally: _Tally, behind: int) -> None:
+        """Look at the losses that were not looked at yet, but for the last few."""
+        for loss in tally.unseen_losses(behind):
+            if not math.isfinite(loss):
+                raise Diverged(f"the training loss became {loss} in epoch {self.epoch}")
 
     def _set_rate(self, share: float) -> float:
         lr = learning_rate(self.config, self.epoch, self.max_epochs, share)
@@ -164,7 +169,7 @@ class Trainer:
         tally = _Tally()
         for images, labels in batches:
             logits, targets = self._forward(self.sub_model, images, labels)
-            tally.add(logits, labels, self._reported_loss(logits, targets).item())
+            tally.add(logits, labels, self._reported_loss(logits, targets))
         truth, probability = tally.truth(), tally.probability()
         if not np.isfinite(probability).all():
             raise Diverged(f"the network's outputs are no longer numbers in epoch {self.epoch}")
@@ -206,30 +211,37 @@ def _parts_of(images: torch.Tensor, labels: torch.Tensor, parts: int) -> Batches
 
 
 class _Tally:
-    """Sums over an epoch's batches."""
+    """What an epoch's batches gave, left on their device until it is asked for."""
 
     def __init__(self) -> None:
-        self.images, self._loss = 0, 0.0
+        self.images, self._seen = 0, 0
+        self._losses: list[torch.Tensor] = []
         self._logits: list[torch.Tensor] = []
         self._labels: list[torch.Tensor] = []
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: float) -> None:
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
         self.images += len(labels)
-        self._loss += loss * len(labels)
+        self._losses.append(loss)
         self._logits.append(logits)
         self._labels.append(labels)
+
+    def unseen_losses(self, behind: int) -> list[float]:
+        """Those since the last call, but for so many of the latest batches."""
+        first, self._seen = self._seen, max(self._seen, len(self._losses) - behind)
+        return [loss.item() for loss in self._losses[first : self._seen]]
 
     def truth(self) -> np.ndarray:
         return torch.cat(self._labels).cpu().numpy()
 
     def probability(self) -> np.ndarray:
-        return torch.cat(self._logits).double().sigmoid().cpu().numpy()
+        return torch.cat(self._logits).cpu().double().sigmoid().numpy()
 
     def metrics(self, part: str) -> dict[str, Any]:
         """Loss and confusion counts at probability 0.5."""
         confusion = Confusion.of(self.truth(), self.probability() >= 0.5)
         counts = {f"{part}_{name}": count for name, count in confusion.counts().items()}
-        return {f"{part}_loss": self._loss / self.images, **counts}
+        loss = np.average(torch.stack(self._losses).cpu().double().numpy(), weights=[len(b) for b in self._labels])
+        return {f"{part}_loss": float(loss), **counts}
 
 
 def choose_device(gpus_assigned: float) -> torch.device:
