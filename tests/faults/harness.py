@@ -47,10 +47,10 @@ TOLERANCE = 1e-6
 """Of losses, on the CPU with one thread."""
 
 
-def recipe(data: Path, storage: Path, name: str, searcher: str, scheduler: str) -> dict[str, Any]:
+def recipe(data: Path, storage: Path, name: str, searcher: str, scheduler: str, trials: int = 4) -> dict[str, Any]:
     """Two labels of real images, so small that a search takes a minute."""
     space = {"lr": {"loguniform": [1e-4, 1e-2]}, "unfreeze_epoch": {"choice": [0, 2]}}
-    task = {"trials": 4, "default": {"backbone": BACKBONE, "weights": None}, "space": space}
+    task = {"trials": trials, "default": {"backbone": BACKBONE, "weights": None}, "space": space}
     return {
         "name": name,
         "data": {"labels": str(data / "data.csv"), "images": str(data), "image_size": 48, "limit": 240},

@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Hunt:
     folder = tmp_path_factory.mktemp("undisturbed")
-    hunt = Hunt(folder, recipe(data, folder, "undisturbed", "tpe", "asha"), random.Random(0))
+    hunt = Hunt(folder, recipe(data, folder, "undisturbed", "tpe", "asha", trials=3), random.Random(0))
     hunt.undisturbed()
     return hunt
 
@@ -36,7 +36,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Hunt:
 def test_a_search_whose_driver_and_workers_are_shot_is_the_undisturbed_search(
     undisturbed: Hunt, data: Path, tmp_path: Path
 ) -> None:
-    hunt = Hunt(tmp_path, recipe(data, tmp_path, "shot", "tpe", "asha"), random.Random(1))
+    hunt = Hunt(tmp_path, recipe(data, tmp_path, "shot", "tpe", "asha", trials=3), random.Random(1))
     hunt.shoot_driver(2, within=25)
     hunt.shoot_workers(2, within=6)
     assert len(hunt.shots) == 4
@@ -45,6 +45,8 @@ def test_a_search_whose_driver_and_workers_are_shot_is_the_undisturbed_search(
 
 
 def test_a_safeguard_that_is_missing_is_felt(undisturbed: Hunt, data: Path, tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, recipe(data, tmp_path, "sabotaged", "tpe", "asha"), random.Random(2), sabotage="optimizer")
+    hunt = Hunt(
+        tmp_path, recipe(data, tmp_path, "sabotaged", "tpe", "asha", trials=3), random.Random(2), sabotage="optimizer"
+    )
     hunt.shoot_workers(3, within=4, in_its_stride=True)
     assert compare(undisturbed.run, hunt)["other epochs"] > 0
