@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import ray
 import ray.data
+from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images.labels import SHOWN, LabelTable, empty_part_faults
@@ -93,7 +94,11 @@ class ImageSet:
         portions = np.split(order, range(WINDOW, len(order), WINDOW))
 
         def read(portion: np.ndarray) -> Images:
-            return {row: image for at in portion for row, image in _by_row(*some[at].images(wanted))}
+            window: Images = {}
+            for shard in (some[at] for at in portion):
+                window |= _by_row(*shard.images(wanted, verify=shard.file not in self._verified))
+                self._verified.add(shard.file)
+            return window
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(read, portions[0])
@@ -102,6 +107,11 @@ class ImageSet:
                 yield window
                 del window  # or three windows would be held while the next is awaited
             yield coming.result()
+
+    @cached_property
+    def _verified(self) -> set[UPath]:
+        """The shards that this process has held against their checksums: once is enough."""
+        return set()
 
     @cached_property
     def _held(self) -> Images:

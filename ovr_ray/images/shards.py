@@ -65,13 +65,15 @@ class Shard:
         """Of an image: channels, height, width."""
         return (1 if self.color == "gray" else 3), self.size, self.size
 
-    def images(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def images(self, wanted: np.ndarray, verify: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Those rows of the shard that are wanted; makes the shard where it is missing or damaged.
 
         Parameters
         ----------
         wanted : ndarray of bool
             Of every row of the label table.
+        verify : bool
+            Hold the pixels against their checksums, which takes longer than to read them.
 
         Returns
         -------
@@ -81,11 +83,11 @@ class Shard:
         """
         try:
             whole = self.file if isinstance(self.file, Path) else io.BytesIO(self.file.read_bytes())
-            with pq.ParquetFile(whole, page_checksum_verification=True) as parquet:
-                table = parquet.read_row_groups(self._groups_with(wanted, parquet), columns=["filename", "image"])
+            with pq.ParquetFile(whole, page_checksum_verification=verify) as parquet:
+                table = parquet.read_row_groups(self._groups_with(wanted, parquet), columns=["place", "image"])
         except (OSError, pa.ArrowException):
             table = self.make()
-        rows = self._rows_of(table)
+        rows = self.rows[table["place"].to_numpy()]
         images = _joined([_pixels(chunk, self.shape) for chunk in table["image"].chunks], self.shape)
         chosen = wanted[rows]
         return (rows, images) if chosen.all() else (rows[chosen], images[chosen])
@@ -95,10 +97,10 @@ class Shard:
         columns = ["error", "sums", "squares"]
         try:
             with self.file.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                table = parquet.read(columns=["filename", *columns])
+                table = parquet.read(columns=["place", *columns])
         except (OSError, pa.ArrowException):
             table = self.make()
-        return table.select(columns).to_pandas().assign(row=self._rows_of(table))
+        return table.select(columns).to_pandas().assign(row=self.rows[table["place"].to_numpy()])
 
     def make(self) -> pa.Table:
         """Decode the images and write them, part by part; raises OSError if the storage takes no more."""
@@ -112,39 +114,33 @@ class Shard:
             except BadImage as bad:
                 faults[at] = str(bad)
                 for_good &= not isinstance(bad, UnreadableImage)  # a network may be better next time
-        table = _table(names, images, faults)
+        table = _table(order, names, images, faults)
         if for_good:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.file, _parquet(table, _runs(parts)))
         return table
 
     def _groups_with(self, wanted: np.ndarray, parquet: pq.ParquetFile) -> list[int]:
-        groups = range(parquet.num_row_groups)
-        if wanted[self.rows].all():
-            return list(groups)
-        return [g for g in groups if wanted[self._rows_of(parquet.read_row_group(g, columns=["filename"]))].any()]
-
-    def _rows_of(self, table: pa.Table) -> np.ndarray:
-        return pd.Series(self.rows, index=self.filenames).loc[table["filename"].to_numpy()].to_numpy()
+        places = parquet.read(columns=["place"])["place"].to_numpy()
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        of_group = np.split(wanted[self.rows[places]], np.cumsum(sizes)[:-1])
+        return [group for group, any_wanted in enumerate(map(np.any, of_group)) if any_wanted]
 
 
 def shards(table: LabelTable, data: Data, storage: str) -> list[Shard]:
     """All images of a label table in shards, there or not. Which image falls into which follows from its name."""
     most = max(1, SHARD_BYTES // (data.channels * data.image_size**2))
     count = 1 << max(0, (len(table.files) - 1) // most).bit_length()  # a few images more change few shards
-    names = table.files.to_numpy(object)
+    names, parts = table.files.to_numpy(object), table.parts.to_numpy(object)
     places = pd.util.hash_array(names, categorize=False)
     found = stamps(data.images, names)
     order = np.argsort(places, kind="stable")  # mixed, and the same mixture always
     folder = UPath(storage) / "_images" / f"{data.color}-{data.image_size}"
     made = []
     for rows in _by_bucket(order, places % count):
-        files = names[rows]
-        told = "\n".join([str(LAYOUT), data.images, *(f"{name}\t{found.get(name)}" for name in files)])
+        told = "\n".join([str(LAYOUT), data.images, *(f"{name}\t{found.get(name)}" for name in names[rows])])
         file = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.parquet"
-        made.append(
-            Shard(file, data.images, files, rows, table.parts.to_numpy(object)[rows], data.color, data.image_size)
-        )
+        made.append(Shard(file, data.images, names[rows], rows, parts[rows], data.color, data.image_size))
     return made
 
 
@@ -166,7 +162,7 @@ def _by_bucket(order: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
     yield from np.split(grouped, np.flatnonzero(np.diff(bucket[grouped])) + 1)
 
 
-def _table(names: np.ndarray, images: np.ndarray, errors: list[str]) -> pa.Table:
+def _table(places: np.ndarray, names: np.ndarray, images: np.ndarray, errors: list[str]) -> pa.Table:
     count, (channels, height, width) = len(names), images.shape[1:]
     flat = images.reshape(count, channels, -1)
     sums = flat.sum(2, dtype=np.int64) / 255
@@ -174,8 +170,8 @@ def _table(names: np.ndarray, images: np.ndarray, errors: list[str]) -> pa.Table
     pixels = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(channels * height * width), count, [None, pa.py_buffer(images)]
     )
-    columns = {"filename": pa.array(names, pa.string()), "error": errors, "sums": list(sums), "squares": list(squares)}
-    return pa.table(columns | {"image": pixels})
+    told = {"place": places, "filename": pa.array(names, pa.string()), "error": errors}
+    return pa.table(told | {"sums": list(sums), "squares": list(squares), "image": pixels})
 
 
 def _parquet(table: pa.Table, groups: Iterable[tuple[int, int]]) -> bytes:
