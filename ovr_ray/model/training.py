@@ -142,7 +142,7 @@ class Trainer:
             for part in _parts_of(pixels, labels, self.parts):
                 logits, targets = self._forward(self._trained, *part)
                 (self._loss(logits, targets) * (len(logits) / len(labels))).backward()
-                tally.add(logits.detach(), part[1], self._reported_loss(logits.detach(), targets))
+                tally.add(logits.detach(), targets, self._reported_loss(logits.detach(), targets))
             self.optimizer.step()
             if self._average:
                 self._average.update_parameters(self._trained)
@@ -169,7 +169,7 @@ class Trainer:
         tally = _Tally()
         for images, labels in batches:
             logits, targets = self._forward(self.sub_model, images, labels)
-            tally.add(logits, labels, self._reported_loss(logits, targets))
+            tally.add(logits, targets, self._reported_loss(logits, targets))
         truth, probability = tally.truth(), tally.probability()
         if not np.isfinite(probability).all():
             raise Diverged(f"the network's outputs are no longer numbers in epoch {self.epoch}")
@@ -211,37 +211,45 @@ def _parts_of(images: torch.Tensor, labels: torch.Tensor, parts: int) -> Batches
 
 
 class _Tally:
-    """What an epoch's batches gave, left on their device until it is asked for."""
+    """What an epoch's batches gave, on their device until it is asked for.
+
+    In one buffer: small tensors kept between the large ones that each step frees would tear the heap apart.
+    """
 
     def __init__(self) -> None:
-        self.images, self._seen = 0, 0
-        self._losses: list[torch.Tensor] = []
-        self._logits: list[torch.Tensor] = []
-        self._labels: list[torch.Tensor] = []
+        self._batches: list[int] = [0]
+        self._seen = 0
+        self._figures = torch.empty(3, 0)
+
+    @property
+    def images(self) -> int:
+        return self._batches[-1]
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        self.images += len(labels)
-        self._losses.append(loss)
-        self._logits.append(logits)
-        self._labels.append(labels)
+        start, end = self.images, self.images + len(labels)
+        if end > self._figures.shape[1]:
+            more = logits.new_empty(3, max(1024, 2 * end), dtype=torch.float32)
+            more[:, :start] = self._figures[:, :start]
+            self._figures = more
+        self._figures[:, start:end] = torch.stack([logits, labels, loss.expand_as(logits)])
+        self._batches.append(end)
 
     def unseen_losses(self, behind: int) -> list[float]:
-        """Those since the last call, but for so many of the latest batches."""
-        first, self._seen = self._seen, max(self._seen, len(self._losses) - behind)
-        return [loss.item() for loss in self._losses[first : self._seen]]
+        """Those of the batches since the last call, but for so many of the latest."""
+        first, self._seen = self._seen, max(self._seen, len(self._batches) - 1 - behind)
+        return self._figures[2, self._batches[first : self._seen]].tolist()
 
     def truth(self) -> np.ndarray:
-        return torch.cat(self._labels).cpu().numpy()
+        return self._figures[1, : self.images].cpu().numpy()
 
     def probability(self) -> np.ndarray:
-        return torch.cat(self._logits).cpu().double().sigmoid().numpy()
+        return self._figures[0, : self.images].cpu().double().sigmoid().numpy()
 
     def metrics(self, part: str) -> dict[str, Any]:
         """Loss and confusion counts at probability 0.5."""
         confusion = Confusion.of(self.truth(), self.probability() >= 0.5)
         counts = {f"{part}_{name}": count for name, count in confusion.counts().items()}
-        loss = np.average(torch.stack(self._losses).cpu().double().numpy(), weights=[len(b) for b in self._labels])
-        return {f"{part}_loss": float(loss), **counts}
+        return {f"{part}_loss": self._figures[2, : self.images].cpu().double().mean().item(), **counts}
 
 
 def choose_device(gpus_assigned: float) -> torch.device:

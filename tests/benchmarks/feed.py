@@ -13,6 +13,7 @@ import pandas as pd
 import ray
 import torch
 from PIL import Image
+from ray.data.collate_fn import NumpyBatchCollateFn
 from torch.utils.data import DataLoader, Dataset
 
 from ovr_ray import cluster
@@ -23,8 +24,7 @@ from tests.benchmarks.predict import write_images
 
 LONG = False
 IMAGES, BATCH, RUNS = 2048, 32, 7
-KINDS = ("feed", "memory", "memory-numpy", "png-dataloader")
-GOALS = {"memory": 1.0, "memory-numpy": 1.0, "png-dataloader": 10.0}
+GOALS = {"memory": 1.0, "memory-numpy": 1.0, "ray-data-iterator": 1.0, "png-dataloader": 10.0}
 
 
 def rows() -> list[Row]:
@@ -53,7 +53,7 @@ def _compared(trials: list[Any], size: int) -> list[Row]:
     def all_at_once(kind: str) -> None:
         ray.get([trial.epoch.remote(kind) for trial in trials])
 
-    taken = in_turn({kind: partial(all_at_once, kind) for kind in KINDS}, runs=RUNS, warm=1)
+    taken = in_turn({kind: partial(all_at_once, kind) for kind in ("feed", *GOALS)}, runs=RUNS, warm=1)
     name = f"feed, {size} px, {len(trials)} trial{'s' if len(trials) > 1 else ''}"
     rate = len(trials) * IMAGES / taken["feed"]
     more = {"images": IMAGES, "batch": BATCH, "torch_threads": 1, "images_per_s": round(rate)}
@@ -67,6 +67,7 @@ class Trial:
         torch.set_num_threads(1)
         self.number = 0
         self.feed = Feed(images, np.zeros(len(table.files), np.float32), BATCH)
+        self.dataset = images.dataset.materialize() if images.dataset else None
         (window,) = images.windows(np.ones(len(table.files), bool), None)
         self.images = torch.from_numpy(np.stack(list(window.values())))
         loading = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "persistent_workers": True}
@@ -75,8 +76,8 @@ class Trial:
     def epoch(self, kind: str) -> None:
         """Every batch once, looked at and dropped."""
         self.number += 1
-        loops = {"feed": self._feed, "memory": self._memory, "memory-numpy": self._numpy, "png-dataloader": self._png}
-        for batch in loops[kind]():
+        own = {"feed": self._feed, "memory": self._memory, "memory-numpy": self._numpy}
+        for batch in (own | {"ray-data-iterator": self._ray, "png-dataloader": self._png})[kind]():
             assert batch.dtype == torch.uint8
 
     def _feed(self) -> Iterator[torch.Tensor]:
@@ -100,8 +101,29 @@ class Trial:
             batch[vertical] = batch[vertical][..., ::-1, :]
             yield torch.from_numpy(batch)
 
+    def _ray(self) -> Iterator[torch.Tensor]:
+        rng = np.random.default_rng([self.number])
+        flips = rng.random((IMAGES, 2)) < 0.5
+        how: dict[str, Any] = {"local_shuffle_buffer_size": IMAGES, "local_shuffle_seed": self.number}
+        assert self.dataset is not None
+        yield from self.dataset.iter_torch_batches(batch_size=BATCH, collate_fn=Flipping(flips), **how)
+
     def _png(self) -> Iterator[torch.Tensor]:
         yield from self.loader
+
+
+class Flipping(NumpyBatchCollateFn):
+    """What the iterator calls for each batch, in threads of its own."""
+
+    def __init__(self, flips: np.ndarray) -> None:
+        self.flips = flips
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> torch.Tensor:
+        images = batch["image"].copy()
+        horizontal, vertical = self.flips[batch["row"]].T
+        images[horizontal] = images[horizontal, :, :, ::-1]
+        images[vertical] = images[vertical, :, ::-1]
+        return torch.from_numpy(images)
 
 
 class Decoding(Dataset[torch.Tensor]):
