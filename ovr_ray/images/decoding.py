@@ -76,11 +76,15 @@ def decode(content: bytes, color: Literal["gray", "rgb"], size: int | None = Non
 
 def read_image(file: str, color: Literal["gray", "rgb"], size: int | None = None) -> np.ndarray:
     """Read and :func:`decode` a file (path or URI); raises :class:`BadImage`, also if it cannot be read."""
+    return decode(read_file(file), color, size)
+
+
+def read_file(file: str) -> bytes:
+    """A file's content; raises :class:`UnreadableImage`."""
     try:
-        content = UPath(file).read_bytes()
+        return UPath(file).read_bytes()
     except storage_errors() as error:
         raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return decode(content, color, size)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

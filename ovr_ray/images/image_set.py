@@ -56,6 +56,10 @@ class ImageSet:
     facts: pd.DataFrame
     dataset: ray.data.Dataset | None = None
 
+    def for_trials(self) -> ImageSet:
+        """Without what trials have no use for: each holds a copy."""
+        return replace(self, facts=self.facts.iloc[:0])
+
     @property
     def bad(self) -> dict[int, str]:
         """Why a row's image could not be decoded."""

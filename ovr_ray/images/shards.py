@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from ovr_ray.images.decoding import BadImage, UnreadableImage, read_image
+from ovr_ray.images.decoding import BadImage, UnreadableImage, decode, read_file
 from ovr_ray.images.files import stamps
 from ovr_ray.images.labels import LabelTable
 from ovr_ray.recipe import Data
@@ -29,6 +31,9 @@ from ovr_ray.run_folder import storage_errors, write_whole
 
 SHARD_BYTES = 32 << 20
 """Pixels of a shard, at most: enough for a disk or a bucket to be read at full speed, few enough to be mixed well."""
+
+READ_AHEAD = 16
+"""Image files that are read at a time: a bucket answers after tens of milliseconds."""
 
 LAYOUT = 1
 """Counts up when the decoder, or what a shard holds, changes."""
@@ -108,9 +113,9 @@ class Shard:
         names, parts = self.filenames[order], self.parts[order]
         images, faults = np.zeros((len(names), *self.shape), np.uint8), [""] * len(names)
         for_good = True
-        for at, name in enumerate(names):
+        for at, content in enumerate(_contents([f"{self.root}/{name}" for name in names])):
             try:
-                images[at] = read_image(f"{self.root}/{name}", self.color, self.size)
+                images[at] = decode(content.result(), self.color, self.size)
             except BadImage as bad:
                 faults[at] = str(bad)
                 for_good &= not isinstance(bad, UnreadableImage)  # a network may be better next time
@@ -154,6 +159,17 @@ def missing(all_shards: list[Shard]) -> list[Shard]:
     except storage_errors():
         there = set()
     return [shard for shard in all_shards if shard.file.name not in there]
+
+
+def _contents(files: list[str]) -> Iterator[Future[bytes]]:
+    """In order; the next few are read meanwhile, and no more than those are held."""
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        for file in files:
+            waiting.append(pool.submit(read_file, file))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _by_bucket(order: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:

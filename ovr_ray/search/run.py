@@ -116,7 +116,7 @@ def _search(
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # Tune would start a preempted trial again, and so do we
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(task.trials for task in recipe.tasks.values()))
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, images=images), need),
+        ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, images=images.for_trials()), need),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
