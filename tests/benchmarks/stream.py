@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
 from ovr_ray import cluster
@@ -32,7 +35,8 @@ EPOCHS, GOAL = 2, 1 / 1.3
 
 def rows() -> list[Row]:
     """The feed alone, and whole trials with what they hold of memory."""
-    with tempfile.TemporaryDirectory(dir=os.environ.get("STREAM_FOLDER")) as place:
+    kept = os.environ.get("STREAM_FOLDER")  # images and shards stay there for another time
+    with nullcontext(kept) if kept else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipes = {count: _recipe(folder, count) for count in (FEW, MANY)}
         prepared = {count: _call("prepare", path) for count, path in recipes.items()}
@@ -50,7 +54,10 @@ def rows() -> list[Row]:
 
 def _recipe(folder: Path, count: int) -> Path:
     """Its images and labels too."""
-    images = folder / f"images-{count}"
+    images, path = folder / f"images-{count}", folder / f"{count}.yaml"
+    shutil.rmtree(folder / "runs" / f"stream-{count}", ignore_errors=True)
+    if path.exists():
+        return path
     images.mkdir()
     drawn = write_images(images, min(count, DRAWN))
     for number in range(DRAWN, count):
@@ -66,7 +73,6 @@ def _recipe(folder: Path, count: int) -> Path:
         "search": {"max_epochs": EPOCHS, "grace_epochs": 1, "scheduler": "none"},
         "storage": str(folder / "runs"),
     }
-    path = folder / f"{count}.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
 
@@ -103,6 +109,7 @@ def _fed(path: Path) -> float:
     """Seconds an image of an epoch's batches alone."""
     recipe = parse(yaml.safe_load(path.read_text()))
     table = read_labels(recipe.data, recipe.tasks)
+    torch.set_num_threads(1)  # as in a trial that has one CPU
     with cluster.connected():
         memory = recipe.resources.object_store * cluster.smallest_object_store()
         images, table = load(table, recipe.data, recipe.storage, memory)
