@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ovr_ray.model import backbones
 from ovr_ray.model.averaging import averaged
@@ -56,6 +58,10 @@ class Trainer:
     parts : int
         A batch's gradients are summed over so many parts of it, each of two images or more: less memory, the same
         step, but for batch norms, whose statistics are a part's.
+    workers : int
+        Processes of ``torch.distributed`` that train this together. All are given the same batches; each takes its
+        share of every batch, and gradients are averaged: the same step, but for batch norms, whose statistics are a
+        share's (the first worker's are kept).
 
     Attributes
     ----------
@@ -74,6 +80,7 @@ class Trainer:
         seed: int = 0,
         goal: ThresholdGoal = "f1",
         parts: int = 1,
+        workers: int = 1,
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
         self._trained = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,7 +90,7 @@ class Trainer:
         self._loss = partial(training_loss, pos_weight=weight, smoothing=smoothing, gamma=gamma)
         self._reported_loss = partial(cross_entropy, pos_weight=weight)
         self.optimizer, self._lr_factors = _optimizer(sub_model, config)
-        self.epoch, self.parts = 0, parts
+        self.epoch, self.parts, self._workers = 0, parts, workers
         self.decision_threshold = 0.5
         self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -135,22 +142,37 @@ class Trainer:
         torch.manual_seed(_mixed(self.seed, self.epoch))
         self._trained.train()
         self._trained.set_frozen(self.epoch < self.config.unfreeze_epoch)
-        start, tally, lr = time.perf_counter(), _Tally(), 0.0
-        for pixels, labels in _none_of_one(batches):
-            lr = self._set_rate((tally.images + len(labels) / 2) / images)
+        network: nn.Module = self._trained
+        if self._workers > 1:  # anew each epoch, as it keeps in mind what was frozen when it was made
+            network = DistributedDataParallel(self._trained)
+        start, tally, lr, seen = time.perf_counter(), _Tally(), 0.0, 0
+        for pixels, labels in _none_smaller(batches, 2 * self._workers):
+            lr = self._set_rate((seen + len(labels) / 2) / images)
+            seen += len(labels)
             self.optimizer.zero_grad(set_to_none=True)
-            for part in _parts_of(pixels, labels, self.parts):
-                logits, targets = self._forward(self._trained, *part)
+            parts = min(self.parts, len(labels) // self._workers // 2)  # so many in every worker
+            for part in _parts_of(*_share_of(pixels, labels, self._workers), parts):
+                logits, targets = self._forward(network, *part)
                 loss = self._loss(logits, targets)
-                if not math.isfinite(loss.item()):
-                    raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
-                (loss * (len(logits) / len(labels))).backward()
+                if not math.isfinite(told := self._summed(loss)):
+                    raise Diverged(f"the training loss became {told} in epoch {self.epoch}")
+                (loss * (self._workers * len(logits) / len(labels))).backward()
                 tally.add(logits.detach(), part[1], self._reported_loss(logits.detach(), targets).item())
             self.optimizer.step()
             if self._average:
                 self._average.update_parameters(self._trained)
-        speed = tally.images / (time.perf_counter() - start)
+        if self._workers > 1:
+            tally = tally.of_all_workers()
+        speed = seen / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
+
+    def _summed(self, loss: torch.Tensor) -> float:
+        """Over all workers: if one is given up, all are, or the others would wait for it."""
+        total = loss.detach()
+        if self._workers > 1:
+            total = total.clone()
+            distributed.all_reduce(total)
+        return total.item()
 
     def _set_rate(self, share: float) -> float:
         lr = learning_rate(self.config, self.epoch, self.max_epochs, share)
@@ -179,7 +201,7 @@ class Trainer:
         }
 
     def _forward(
-        self, sub_model: SubModel, images: torch.Tensor, labels: torch.Tensor
+        self, sub_model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
@@ -187,16 +209,24 @@ class Trainer:
         return logits, labels.to(self.device, non_blocking=True)
 
 
-def _none_of_one(batches: Batches) -> Batches:
-    """A last batch of one image joins the one before: batch norms have no statistics of a single value."""
+def _none_smaller(batches: Batches, least: int) -> Batches:
+    """A last batch of fewer images joins the one before: batch norms have no statistics of a single value."""
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for batch in batches:
-        if held and len(batch[1]) == 1:
+        if held and len(batch[1]) < least:
             held = [(torch.cat([held[0][0], batch[0]]), torch.cat([held[0][1], batch[1]]))]
         else:
             yield from held
             held = [batch]
     yield from held
+
+
+def _share_of(images: torch.Tensor, labels: torch.Tensor, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """This worker's, of a batch that all were given."""
+    if workers == 1:
+        return images, labels
+    rank = distributed.get_rank()
+    return images.tensor_split(workers)[rank], labels.tensor_split(workers)[rank]
 
 
 def _parts_of(images: torch.Tensor, labels: torch.Tensor, parts: int) -> Batches:
@@ -224,6 +254,16 @@ class _Tally:
 
     def probability(self) -> np.ndarray:
         return torch.cat(self._logits).double().sigmoid().cpu().numpy()
+
+    def of_all_workers(self) -> _Tally:
+        """The workers' tallies as one; each of them gets it."""
+        own = (self._loss, torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu())
+        every: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(every, own)
+        total = _Tally()
+        for loss, logits, labels in every:
+            total.add(logits, labels, loss / len(labels))
+        return total
 
     def metrics(self, part: str) -> dict[str, Any]:
         """Loss and confusion counts at probability 0.5."""
