@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -41,7 +42,9 @@ def on_cpus(run: RunFolder, **search: int) -> RunFolder:
 @pytest.fixture(scope="module")
 def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory, copied: Copied) -> RunFolder:
     """With one task as two folds."""
-    return ovr_ray.refit(copied(finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
+    run = copied(finished, tmp_path_factory.mktemp("refitted"))
+    shutil.copytree(finished.path.parent / "_images", run.path.parent / "_images")  # spares decoding them again
+    return ovr_ray.refit(run, FOLDS, tasks=[TASK])
 
 
 @pytest.fixture
@@ -100,6 +103,7 @@ def test_a_fold_is_trained_as_long_as_the_winner_was_and_keeps_one_checkpoint(re
         assert [folder.name for folder in fold.checkpoints()] == [f"checkpoint-{winner.card.epoch:04d}"]
 
 
+@pytest.mark.slow
 def test_finished_folds_are_kept_and_an_unfinished_one_goes_on_from_its_checkpoint(run: RunFolder) -> None:
     before, folds = out_of_fold(run), [run.refit.fold(TASK, number) for number in range(FOLDS)]
     epochs = [fold.epochs() for fold in folds]
