@@ -87,13 +87,14 @@ def refit(
         at_once = _at_once(recipe, need, workers)
         if cluster.has_several_nodes():
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
-        _begin(run, recipe, chosen, folds)
+        record = _record(run, recipe, chosen, folds)
         if lacking := [task for task in chosen if run.refit.out_of_fold(task) is None]:
             with clock.ticking():
                 memory = recipe.resources.object_store * cluster.smallest_object_store()
                 images, table = load(table, recipe.data, recipe.storage, memory)
                 shared = Shared(recipe, run, table, images)
                 every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds)]
+                run.refit.write_record(record)  # not before: too many folds would have to be deleted
                 failed = _train(every, shared, need, workers, at_once, console)
                 for task in lacking:
                     _gather(run, task, folds)
@@ -134,8 +135,8 @@ def _at_once(recipe: Recipe, need: dict[str, float], workers: int) -> int:
     return recipe.search.max_concurrent or fitting
 
 
-def _begin(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> None:
-    """Note what is made from what; raises :class:`BadInput` if there is a refit of something else."""
+def _record(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> dict[str, Any]:
+    """What is made from what; raises :class:`BadInput` if there is a refit of something else."""
     before, folder = run.refit.record(), str(run.refit.path)
     told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed}
     remedy = f"delete {folder} to begin anew, or combine --from refit what is there"
@@ -152,7 +153,7 @@ def _begin(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int
             faults.append(Fault(folder, problem, remedy))
     if faults:
         raise BadInput(faults)
-    run.refit.write_record(told | {"tasks": before.get("tasks", {}) | now})
+    return told | {"tasks": before.get("tasks", {}) | now}
 
 
 def _named(winner: dict[str, Any]) -> str:

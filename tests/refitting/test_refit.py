@@ -39,18 +39,22 @@ def on_cpus(run: RunFolder, **search: int) -> RunFolder:
     return run
 
 
+def with_images(copied: Copied, run: RunFolder, storage: Path) -> RunFolder:
+    """A copy, the decoded images too, so that they are not decoded again."""
+    shutil.copytree(str(run.path.parent / "_images"), storage / "_images")
+    return copied(run, storage)
+
+
 @pytest.fixture(scope="module")
 def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory, copied: Copied) -> RunFolder:
     """With one task as two folds."""
-    run = copied(finished, tmp_path_factory.mktemp("refitted"))
-    shutil.copytree(finished.path.parent / "_images", run.path.parent / "_images")  # spares decoding them again
-    return ovr_ray.refit(run, FOLDS, tasks=[TASK])
+    return ovr_ray.refit(with_images(copied, finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
 
 
 @pytest.fixture
 def run(refitted: RunFolder, tmp_path: Path, copied: Copied) -> RunFolder:
     """A copy that a test may spoil."""
-    return copied(refitted, tmp_path)
+    return with_images(copied, refitted, tmp_path)
 
 
 def out_of_fold(run: RunFolder) -> pd.DataFrame:
@@ -134,6 +138,10 @@ def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
         ovr_ray.refit(run, workers=9)
     with pytest.raises(BadInput, match="this cluster has no room for 3 workers with 1 CPU, 1 GPU each"):
         ovr_ray.refit(run, workers=3)
+    shutil.rmtree(run.refit.path)
+    with pytest.raises(BadInput, match="--folds 60, task 'crack': needs images of both classes"):
+        ovr_ray.refit(run, 60, tasks=[TASK])
+    assert not run.refit.record()  # another number may be tried
     run.file("winners.json").unlink()
     for trial in run.trials():
         trial.write_record(trial.record() | {"status": "failed", "reason": "CUDA out of memory"})
