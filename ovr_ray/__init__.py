@@ -19,6 +19,7 @@ __all__ = [
     "predict_parts",
     "prepare",
     "preview",
+    "refit",
     "report",
     "run",
     "status",

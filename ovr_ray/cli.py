@@ -129,6 +129,20 @@ def status(run: RunPath) -> None:
 
 
 @app.command()
+def refit(
+    run: RunPath,
+    folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, a GPU each")] = 1,
+    task: Tasks = [],  # noqa: B006
+) -> None:
+    """Train the winners again as folds over train and validation, or go on with that."""
+    from ovr_ray import verbs
+
+    done = verbs.refit(run, folds, workers, task)
+    typer.echo(f"{done.refit.path}: next: ovr-ray combine {run} --from refit")
+
+
+@app.command()
 def combine(
     run: RunPath,
     pick: Annotated[
@@ -144,6 +158,9 @@ def combine(
     also: Annotated[
         Literal["torchscript", "onnx", "pt2"], typer.Option("--format", help="beside TorchScript, write it as this")
     ] = "torchscript",
+    source: Annotated[
+        Literal["search", "refit"], typer.Option("--from", help="the best checkpoints, or their refit's folds")
+    ] = "search",
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
     from ovr_ray import joint, verbs
@@ -151,7 +168,7 @@ def combine(
     _check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
     formats = [] if also == "torchscript" else [also]
-    model = verbs.combine(run, _picks(pick), task, output, refinement, formats)
+    model = verbs.combine(run, _picks(pick), task, output, refinement, formats, source)
     _tell_winners(model.metadata)
     for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
         typer.echo(str(file))
@@ -315,11 +332,13 @@ def _tell_winners(metadata: dict[str, Any]) -> None:
 
     for label, threshold in zip(metadata["labels"], metadata["thresholds"], strict=True):
         metrics = metadata["metrics"][label]
-        typer.echo(
-            f"{label}: {metadata['winners'][label]}, validation F1 {metrics['val_f1']:.3f} at threshold {threshold:.3f}"
-        )
-    if refinement := metadata.get("refinement"):
-        Console().print(table_of({task: told["validation"] for task, told in refinement.items()}))
+        f1 = "out-of-fold F1" if "out_of_fold_f1" in metrics else "validation F1"
+        score = metrics["out_of_fold_f1" if "out_of_fold_f1" in metrics else "val_f1"]
+        typer.echo(f"{label}: {metadata['winners'][label]}, {f1} {score:.3f} at threshold {threshold:.3f}")
+    for key, where in (("validation", "on validation"), ("out_of_fold", "out of fold")):
+        steps = {task: told[key] for task, told in metadata.get("refinement", {}).items() if key in told}
+        if steps:
+            Console().print(table_of(steps, where))
 
 
 def _tell_metrics(metrics: dict[str, Any]) -> None:

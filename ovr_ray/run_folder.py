@@ -81,6 +81,53 @@ class TrialFolder:
 
 
 @dataclass(frozen=True)
+class FoldFolder(TrialFolder):
+    """``refit/<task>-fold-<number>/``: a fold's epochs and checkpoint, and what it says of the images it held out."""
+
+    def predictions(self) -> pd.DataFrame | None:
+        """``predictions.csv``: filename, fold, label, logit, logit_flips; written last, so None before the end."""
+        return _table(self.path / "predictions.csv")
+
+    def write_predictions(self, table: pd.DataFrame) -> None:
+        """Write ``predictions.csv``."""
+        _write_table(self.path / "predictions.csv", table)
+
+
+@dataclass(frozen=True)
+class RefitFolder:
+    """``refit/``: winning configs trained again as folds."""
+
+    path: UPath
+
+    def record(self) -> dict[str, Any]:
+        """``refit.json``: folds, seed, and per task what its folds are made from; empty before the first refit."""
+        file = self.path / "refit.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``refit.json``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "refit.json", json.dumps(record, indent=1))
+
+    @property
+    def clock(self) -> UPath:
+        """``clock.json``: how long it took; who gave the last sign of life, and when (0: it ended)."""
+        return self.path / "clock.json"
+
+    def fold(self, task: str, number: int) -> FoldFolder:
+        """One fold's folder, there or not."""
+        return FoldFolder(self.path / f"{task}-fold-{number}")
+
+    def out_of_fold(self, task: str) -> pd.DataFrame | None:
+        """``<task>.csv``: the folds' predictions together; None before the last one is done."""
+        return _table(self.path / f"{task}.csv")
+
+    def write_out_of_fold(self, task: str, table: pd.DataFrame) -> None:
+        """Write ``<task>.csv``."""
+        _write_table(self.path / f"{task}.csv", table)
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """A run folder by its path."""
 
@@ -111,6 +158,11 @@ class RunFolder:
         """All trials with a record, by name."""
         for file in sorted((self.path / "trials").glob("*/trial.json"), key=str):
             yield TrialFolder(file.parent)
+
+    @property
+    def refit(self) -> RefitFolder:
+        """``refit/``, there or not."""
+        return RefitFolder(self.path / "refit")
 
     def recipe(self) -> Recipe:
         """As it was run, paths absolute."""
@@ -185,6 +237,14 @@ def write_whole(file: UPath, content: str | bytes) -> None:
         partial.replace(file)
     else:  # object stores put whole objects
         file.write_bytes(content)
+
+
+def _table(file: UPath) -> pd.DataFrame | None:
+    return pd.read_csv(file.open(), sep=";", dtype={"filename": str}, keep_default_na=False) if file.exists() else None
+
+
+def _write_table(file: UPath, table: pd.DataFrame) -> None:
+    write_whole(file, table.to_csv(sep=";", index=False, float_format="%.9g"))
 
 
 def _flat(plain: Any, path: str = "") -> dict[str, Any]:

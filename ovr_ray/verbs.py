@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from upath import UPath
 
-from ovr_ray import checks, cluster, joint, results, search, starter, submission
+from ovr_ray import checks, cluster, joint, refitting, results, search, starter, submission
 from ovr_ray.images import ImageSet, LabelTable, contact_sheet, read_labels
 from ovr_ray.images import load as load_images
 from ovr_ray.recipe import Recipe, load
@@ -59,6 +59,16 @@ def status(run: RunFolder | str | Path) -> pd.DataFrame:
     return search.read_ledger(_run(run)).counts()
 
 
+def refit(
+    run: RunFolder | str | Path,
+    folds: int = refitting.FOLDS,
+    workers: int = 1,
+    tasks: Collection[str] = (),
+) -> RunFolder:
+    """Train the winners again as folds over train and validation; see :func:`ovr_ray.refitting.refit`."""
+    return refitting.refit(_run(run), folds, workers, tasks)
+
+
 def combine(
     run: RunFolder | str | Path,
     picks: Mapping[str, str] | None = None,
@@ -66,9 +76,10 @@ def combine(
     output: str | None = None,
     refinement: joint.Refinement = joint.PLAIN,
     formats: Collection[joint.Format] = (),
+    source: joint.Source = "search",
 ) -> results.Model:
-    """Choose the winners and write the joint model; see :func:`ovr_ray.joint.combine`."""
-    return results.Model(str(joint.combine(_run(run), picks, tasks, output, refinement, formats)))
+    """Choose the winners, or take their refit, and write the joint model; see :func:`ovr_ray.joint.combine`."""
+    return results.Model(str(joint.combine(_run(run), picks, tasks, output, refinement, formats, source)))
 
 
 def evaluate(

@@ -24,6 +24,7 @@ VERBS = [
     "preview",
     "tune",
     "status",
+    "refit",
     "combine",
     "evaluate",
     "predict",

@@ -3,7 +3,7 @@
 from ovr_ray.images.decoding import SUFFIXES, BadImage, decode, read_image
 from ovr_ray.images.feed import Batch, Feed
 from ovr_ray.images.image_set import ImageSet, bad_images_fault, load, prepare
-from ovr_ray.images.labels import PARTS, LabelTable, Part, empty_part_faults, read_labels
+from ovr_ray.images.labels import PARTS, LabelTable, Part, empty_part_faults, groups, read_labels
 from ovr_ray.images.preview import contact_sheet
 from ovr_ray.images.progress import progress
 from ovr_ray.images.tables import read_table
@@ -21,6 +21,7 @@ __all__ = [
     "contact_sheet",
     "decode",
     "empty_part_faults",
+    "groups",
     "load",
     "prepare",
     "progress",

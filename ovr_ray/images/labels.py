@@ -126,6 +126,14 @@ def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> L
     return result
 
 
+def groups(data: Data, files: pd.Series) -> pd.Series:
+    """The group of every file of a label table, as :func:`split` takes it: each its own where the recipe names none."""
+    if data.group is None:
+        return files
+    table = read_table(data.labels, data.separator)
+    return files.map(_groups(table, data.group).set_axis(table[data.filename]))
+
+
 def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = None) -> pd.Series:
     """Draw the parts, stratified on the combination of labels.
 

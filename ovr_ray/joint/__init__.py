@@ -1,7 +1,7 @@
 """From trials to one file."""
 
 from ovr_ray.joint import winners
-from ovr_ray.joint.combine import combine
+from ovr_ray.joint.combine import Source, combine
 from ovr_ray.joint.export import METADATA, Format, load_torchscript, write_exported, write_torchscript
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refinement, table_of
@@ -14,6 +14,7 @@ __all__ = [
     "Format",
     "JointModel",
     "Refinement",
+    "Source",
     "Winner",
     "combine",
     "load_torchscript",

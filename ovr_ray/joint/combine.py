@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from upath import UPath
 
-from ovr_ray.errors import BadInput, Fault
+from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import BadImage, read_image, read_labels
 from ovr_ray.joint import winners
 from ovr_ray.joint.export import Format, refuse_lacking_packages, write_exported, write_torchscript
 from ovr_ray.joint.module import Ensemble, JointModel
-from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, validation_images
+from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_folds, validation_images
 from ovr_ray.joint.winners import Winner
 from ovr_ray.model import SubModel, load_sub_model
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run_folder import RunFolder, write_whole
 
 PROVEN_ON = 8
 """How many validation images a joint model is proven on."""
+
+Source = Literal["search", "refit"]
+"""What a joint model is made of: each task's best checkpoint, or the folds that were made from it."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A task's part of a joint model, and what is told of it."""
+
+    model: SubModel | Ensemble
+    threshold: float
+    name: str
+    metrics: dict[str, Any]
+    winner: dict[str, Any]
+    """As ``winners.json`` has it."""
+    refinement: dict[str, Any] | None = None
 
 
 def combine(
@@ -29,8 +47,9 @@ def combine(
     output: str | None = None,
     refinement: Refinement = PLAIN,
     formats: Collection[Format] = (),
+    source: Source = "search",
 ) -> UPath:
-    """Choose every task's winner and write the joint model.
+    """Choose every task's winner, or take its folds, and write the joint model.
 
     Parameters
     ----------
@@ -43,32 +62,81 @@ def combine(
         More than each task's best checkpoint.
     formats : collection of str
         Write it as these, too, beside the TorchScript file and under its name.
+    source : "search" or "refit"
+        Of a refit the joint model has the mean of each task's folds; there is nothing to pick then.
 
     Returns
     -------
     UPath
         The model's file.
+
+    Raises
+    ------
+    BadInput
+        If a pick names no task, trial or checkpoint, or picks are given for a refit.
+    RunFailed
+        If no trial of a task came to its end, or a task's refit did not.
     """
     refuse_lacking_packages(formats)
-    chosen = winners.choose(run, picks or {}, tasks)
-    refined = _refined(run, chosen, refinement) if refinement else {}
-    sub_models: list[SubModel | Ensemble] = [
-        refined[task].ensemble if task in refined else load_sub_model(winner.checkpoint, winner.card)
-        for task, winner in chosen.items()
-    ]
-    thresholds = [refined[t].threshold if t in refined else winner.card.threshold for t, winner in chosen.items()]
-    model = JointModel(list(chosen), sub_models, thresholds).eval()
+    if source == "refit":
+        parts = _of_refit(run, picks or {}, tasks, refinement)
+    else:
+        parts = _of_search(run, picks or {}, tasks, refinement)
+    model = JointModel(list(parts), [p.model for p in parts.values()], [p.threshold for p in parts.values()]).eval()
     file = UPath(output) if output else run.file("joint.pt")
-    metadata = _metadata(run, chosen, thresholds)
-    told = {task: _told(task_refined) for task, task_refined in refined.items()}
-    if told:
-        metadata["refinement"] = told
+    metadata = _metadata(run, parts) | {"trained_on": ["train", "val"] if source == "refit" else ["train"]}
     images = _real_images(run)
     write_torchscript(model, file, metadata, images)
-    winners.write(run, file.with_name("winners.json"), chosen, told)
+    told = {task: part.winner | (part.refinement or {}) for task, part in parts.items()}
+    write_whole(file.with_name("winners.json"), json.dumps(told, indent=1))
     for form in formats:
         write_exported(model, file.with_suffix(f".{form}"), form, metadata, images)
     return file
+
+
+def _of_search(
+    run: RunFolder, picks: Mapping[str, str], tasks: Collection[str], refinement: Refinement
+) -> dict[str, _Part]:
+    chosen = winners.choose(run, picks, tasks)
+    refined = _refined(run, chosen, refinement) if refinement else {}
+    parts = {}
+    for task, winner in chosen.items():
+        about = f"{winner.trial}, epoch {winner.card.epoch}", winner.card.metrics, winner.told(run)
+        if task in refined:
+            own = refined[task]
+            parts[task] = _Part(own.ensemble, own.threshold, *about, _told(own) | {"validation": own.steps})
+        else:
+            parts[task] = _Part(load_sub_model(winner.checkpoint, winner.card), winner.card.threshold, *about)
+    return parts
+
+
+def _of_refit(
+    run: RunFolder, picks: Mapping[str, str], tasks: Collection[str], refinement: Refinement
+) -> dict[str, _Part]:
+    if picks or refinement.top_k > 1:
+        problem = "has each task's folds: there are no trials to choose from"
+        raise BadInput(Fault("--from refit", problem, "leave out --pick and --top-k"))
+    recipe, record = run.recipe(), run.refit.record()
+    winners.refuse_unknown(recipe, tasks)
+    parts, lacking = {}, []
+    for task in [name for name in recipe.tasks if not tasks or name in tasks]:
+        out_of_fold = run.refit.out_of_fold(task)
+        folds = [winners.last_of(run.refit.fold(task, number)) for number in range(record.get("folds", 0))]
+        members = [fold for fold in folds if fold]
+        if out_of_fold is None or len(members) < len(folds):
+            lacking.append(f"task {task!r} has no whole refit; run ovr-ray refit {run.path} first")
+            continue
+        names = [f"{member.trial}@{member.card.epoch}" for member in members]
+        sub_models = [load_sub_model(member.checkpoint, member.card) for member in members]
+        own = refine_folds(names, sub_models, refinement, recipe.tasks[task].threshold, out_of_fold)
+        winner, scores = record["tasks"][task], list(own.steps.values())[-1]
+        metrics = {f"out_of_fold_{name}": score for name, score in scores.items()}
+        name = f"mean of {len(members)} folds of {winner['trial']}, {winner['epoch']} epochs each"
+        told = winner | {"from": "refit", "metrics": metrics}
+        parts[task] = _Part(own.ensemble, own.threshold, name, metrics, told, _told(own) | {"out_of_fold": own.steps})
+    if lacking:
+        raise RunFailed("\n".join(lacking))
+    return parts
 
 
 def _refined(run: RunFolder, chosen: Mapping[str, Winner], wanted: Refinement) -> dict[str, Refined]:
@@ -95,18 +163,19 @@ def _told(refined: Refined) -> dict[str, Any]:
         "members": refined.members,
         "flip_average": ensemble.flip_average,
         "calibration": {"scale": ensemble.scale, "shift": ensemble.shift},
-        "validation": refined.steps,
     }
 
 
-def _metadata(run: RunFolder, chosen: Mapping[str, Winner], thresholds: list[float]) -> dict[str, Any]:
+def _metadata(run: RunFolder, parts: Mapping[str, _Part]) -> dict[str, Any]:
+    refinement = {task: part.refinement for task, part in parts.items() if part.refinement}
     return {
-        "labels": list(chosen),
-        "thresholds": thresholds,
-        "winners": {task: f"{winner.trial}, epoch {winner.card.epoch}" for task, winner in chosen.items()},
-        "metrics": {task: winner.card.metrics for task, winner in chosen.items()},
+        "labels": list(parts),
+        "thresholds": [part.threshold for part in parts.values()],
+        "winners": {task: part.name for task, part in parts.items()},
+        "metrics": {task: part.metrics for task, part in parts.items()},
         "recipe": run.recipe().dump(),
         **run.made_with(),
+        **({"refinement": refinement} if refinement else {}),
     }
 
 

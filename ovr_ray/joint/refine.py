@@ -1,6 +1,7 @@
 """Better than a task's best checkpoint alone: more checkpoints, flips, calibration; and what each of them gives.
 
-All of it is judged and fitted on the validation part, on logits that are computed once.
+All of it is judged and fitted on the validation part, on logits that are computed once; or, of a refit, on what each
+fold says of the images that it held out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -63,7 +65,7 @@ class Refined:
     ensemble: Ensemble
     threshold: float
     steps: dict[str, dict[str, float]]
-    """Step -> F1 at the threshold, average precision and Brier score on validation."""
+    """Step -> F1 at the threshold, average precision and Brier score on validation, or out of fold."""
 
 
 def validation_images(data: Data, filenames: Sequence[str]) -> tuple[torch.Tensor, np.ndarray]:
@@ -117,6 +119,40 @@ def refine(
         steps[f"mean of {len(members)} checkpoints"] = logits[:, 0].mean(0)
     if wanted.flip_average:
         steps["mean of four flips"] = logits.mean((0, 1))
+    return _fitted(names, members, wanted, goal, steps, truth)
+
+
+def refine_folds(
+    names: list[str],
+    members: Sequence[SubModel],
+    wanted: Refinement,
+    goal: ThresholdGoal,
+    out_of_fold: pd.DataFrame,
+) -> Refined:
+    """Assemble the mean of a task's folds; threshold and calibration are fitted out of fold.
+
+    Parameters
+    ----------
+    names, members, wanted, goal
+        As in :func:`refine`; a member is a fold.
+    out_of_fold : DataFrame
+        As :meth:`~ovr_ray.run_folder.RefitFolder.out_of_fold` gives it.
+    """
+    steps = {"a fold alone": out_of_fold.logit.to_numpy(float, copy=True)}
+    if wanted.flip_average:
+        steps["mean of four flips"] = out_of_fold.logit_flips.to_numpy(float, copy=True)
+    return _fitted(names, members, wanted, goal, steps, out_of_fold.label.to_numpy(float))
+
+
+def _fitted(
+    names: list[str],
+    members: Sequence[SubModel],
+    wanted: Refinement,
+    goal: ThresholdGoal,
+    steps: dict[str, np.ndarray],
+    truth: np.ndarray,
+) -> Refined:
+    """The last step calibrated, if that is wanted, and the threshold for it."""
     scale, shift = 1.0, 0.0
     if wanted.calibrate:
         last = list(steps.values())[-1]
@@ -127,9 +163,9 @@ def refine(
     return Refined(names, Ensemble(list(members), wanted.flip_average, scale, shift), threshold, scores)
 
 
-def table_of(steps: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+def table_of(steps: Mapping[str, Mapping[str, Mapping[str, float]]], where: str = "on validation") -> Table:
     """For people: what each step of each task gave, from task -> step -> score."""
-    note = "on validation, where thresholds and calibration were fitted; a lower Brier score is better"
+    note = f"{where}, where thresholds and calibration were fitted; a lower Brier score is better"
     table = Table(caption=note, caption_justify="left", box=SIMPLE_HEAD)
     for column in ("task", "", "F1", "AP", "Brier"):
         table.add_column(column, justify="left" if column in ("task", "") else "right", no_wrap=True)

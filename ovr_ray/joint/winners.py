@@ -11,7 +11,8 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.model import Card, read_card
-from ovr_ray.run_folder import RunFolder, write_whole
+from ovr_ray.recipe import Recipe
+from ovr_ray.run_folder import RunFolder, TrialFolder
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ def choose(run: RunFolder, picks: Mapping[str, str] = {}, tasks: Collection[str]
         If no trial of a task came to its end; names the task and says why its trials failed.
     """
     recipe = run.recipe()
-    named = [*picks, *tasks]
-    if unknown := [name for name in named if name not in recipe.tasks]:
-        raise BadInput([Fault(repr(t), "no such task", f"tasks: {', '.join(recipe.tasks)}") for t in unknown])
+    refuse_unknown(recipe, [*picks, *tasks])
     metric = f"val_{recipe.search.metric}"
     faults, winners, empty = [], {}, []
     for task in [name for name in recipe.tasks if not tasks or name in tasks]:
@@ -92,19 +91,26 @@ def runners_up(run: RunFolder, task: str, winner: Winner, count: int) -> list[Wi
     return list(best.values())[:count]
 
 
-def write(
-    run: RunFolder, file: UPath, winners: Mapping[str, Winner], refined: Mapping[str, dict[str, Any]] = {}
-) -> None:
-    """Write ``winners.json`` beside a model; what was refined stands beside what a winner is."""
-    told = {task: winner.told(run) | refined.get(task, {}) for task, winner in winners.items()}
-    write_whole(file, json.dumps(told, indent=1))
+def refuse_unknown(recipe: Recipe, tasks: Collection[str]) -> None:
+    """Raise :class:`BadInput` for tasks that the recipe does not have."""
+    if unknown := [name for name in tasks if name not in recipe.tasks]:
+        raise BadInput([Fault(repr(t), "no such task", f"tasks: {', '.join(recipe.tasks)}") for t in unknown])
+
+
+def last_of(folder: TrialFolder) -> Winner | None:
+    """The latest whole checkpoint of a trial's or a fold's folder."""
+    return max(_whole(folder.checkpoints()), key=lambda found: found.card.epoch, default=None)
+
+
+def told(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """``winners.json``; empty if there is no such file."""
+    file = run.file("winners.json")
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def read(run: RunFolder) -> dict[str, Winner]:
     """What ``winners.json`` names, of which the checkpoints are still there; nothing if there is no such file."""
-    file = run.file("winners.json")
-    told = json.loads(file.read_text()) if file.exists() else {}
-    folders = {task: run.path / winner["checkpoint"] for task, winner in told.items()}
+    folders = {task: run.path / winner["checkpoint"] for task, winner in told(run).items()}
     return {task: Winner(folder, card) for task, folder in folders.items() if (card := read_card(folder))}
 
 

@@ -12,13 +12,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ovr_ray.model import backbones
 from ovr_ray.model.averaging import averaged
 from ovr_ray.model.loss import cross_entropy, training_loss
-from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at
+from ovr_ray.model.metrics import average_precision, choose_threshold, f1_at
 from ovr_ray.model.schedule import learning_rate
 from ovr_ray.model.sub_model import SubModel
+from ovr_ray.model.tally import Tally
 from ovr_ray.recipe import Config, ThresholdGoal
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -56,6 +59,10 @@ class Trainer:
     parts : int
         A batch's gradients are summed over so many parts of it, each of two images or more: less memory, the same
         step, but for batch norms, whose statistics are a part's.
+    workers : int
+        Processes of ``torch.distributed`` that train this together. All are given the same batches; each takes its
+        share of every batch, and gradients are averaged: the same step, but for batch norms, whose statistics are a
+        share's (the first worker's are kept).
 
     Attributes
     ----------
@@ -74,6 +81,7 @@ class Trainer:
         seed: int = 0,
         goal: ThresholdGoal = "f1",
         parts: int = 1,
+        workers: int = 1,
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
         self._trained = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,7 +91,7 @@ class Trainer:
         self._loss = partial(training_loss, pos_weight=weight, smoothing=smoothing, gamma=gamma)
         self._reported_loss = partial(cross_entropy, pos_weight=weight)
         self.optimizer, self._lr_factors = _optimizer(sub_model, config)
-        self.epoch, self.parts = 0, parts
+        self.epoch, self.parts, self._workers = 0, parts, workers
         self.decision_threshold = 0.5
         self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -135,27 +143,36 @@ class Trainer:
         torch.manual_seed(_mixed(self.seed, self.epoch))
         self._trained.train()
         self._trained.set_frozen(self.epoch < self.config.unfreeze_epoch)
-        start, tally, lr = time.perf_counter(), _Tally(), 0.0
-        for pixels, labels in _none_of_one(batches):
-            lr = self._set_rate((tally.images + len(labels) / 2) / images)
+        network: nn.Module = self._trained
+        if self._workers > 1:  # anew each epoch, as it keeps in mind what was frozen when it was made
+            network = DistributedDataParallel(self._trained)
+        start, tally, lr, seen = time.perf_counter(), Tally(), 0.0, 0
+        for pixels, labels in _none_smaller(batches, 2 * self._workers):
+            lr = self._set_rate((seen + len(labels) / 2) / images)
+            seen += len(labels)
             self.optimizer.zero_grad(set_to_none=True)
-            for part in _parts_of(pixels, labels, self.parts):
-                logits, targets = self._forward(self._trained, *part)
-                (self._loss(logits, targets) * (len(logits) / len(labels))).backward()
+            parts = min(self.parts, len(labels) // self._workers // 2)  # so many in every worker
+            for part in _parts_of(*_share_of(pixels, labels, self._workers), parts):
+                logits, targets = self._forward(network, *part)
+                (self._loss(logits, targets) * (self._workers * len(logits) / len(labels))).backward()
                 tally.add(logits.detach(), targets, self._reported_loss(logits.detach(), targets))
             self.optimizer.step()
             if self._average:
                 self._average.update_parameters(self._trained)
             self._refuse_divergence(tally, behind=1)  # to ask for this step's loss would have a GPU wait for us
         self._refuse_divergence(tally, behind=0)
-        speed = tally.images / (time.perf_counter() - start)
+        if self._workers > 1:
+            tally = tally.of_all_workers()
+        speed = seen / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
 
-    def _refuse_divergence(self, tally: _Tally, behind: int) -> None:
+    def _refuse_divergence(self, tally: Tally, behind: int) -> None:
         """Look at the losses that were not looked at yet, but for the last few."""
         for loss in tally.unseen_losses(behind):
+            if self._workers > 1:  # if one worker gives up, all do, or the others would wait for it
+                distributed.all_reduce(loss)
             if not math.isfinite(loss):
-                raise Diverged(f"the training loss became {loss} in epoch {self.epoch}")
+                raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
 
     def _set_rate(self, share: float) -> float:
         lr = learning_rate(self.config, self.epoch, self.max_epochs, share)
@@ -166,7 +183,7 @@ class Trainer:
     @torch.inference_mode()
     def _validate(self, batches: Batches) -> dict[str, Any]:
         self.sub_model.eval()
-        tally = _Tally()
+        tally = Tally()
         for images, labels in batches:
             logits, targets = self._forward(self.sub_model, images, labels)
             tally.add(logits, targets, self._reported_loss(logits, targets))
@@ -184,7 +201,7 @@ class Trainer:
         }
 
     def _forward(
-        self, sub_model: SubModel, images: torch.Tensor, labels: torch.Tensor
+        self, sub_model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
@@ -192,11 +209,11 @@ class Trainer:
         return logits, labels.to(self.device, non_blocking=True)
 
 
-def _none_of_one(batches: Batches) -> Batches:
-    """A last batch of one image joins the one before: batch norms have no statistics of a single value."""
+def _none_smaller(batches: Batches, least: int) -> Batches:
+    """A last batch of fewer images joins the one before: batch norms have no statistics of a single value."""
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for batch in batches:
-        if held and len(batch[1]) == 1:
+        if held and len(batch[1]) < least:
             held = [(torch.cat([held[0][0], batch[0]]), torch.cat([held[0][1], batch[1]]))]
         else:
             yield from held
@@ -204,52 +221,18 @@ def _none_of_one(batches: Batches) -> Batches:
     yield from held
 
 
+def _share_of(images: torch.Tensor, labels: torch.Tensor, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """This worker's, of a batch that all were given."""
+    if workers == 1:
+        return images, labels
+    rank = distributed.get_rank()
+    return images.tensor_split(workers)[rank], labels.tensor_split(workers)[rank]
+
+
 def _parts_of(images: torch.Tensor, labels: torch.Tensor, parts: int) -> Batches:
     """A batch in so many parts, or fewer, so that each has two images."""
     parts = max(1, min(parts, len(labels) // 2))
     return zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-
-
-class _Tally:
-    """What an epoch's batches gave, on their device until it is asked for.
-
-    In one buffer: small tensors kept between the large ones that each step frees would tear the heap apart.
-    """
-
-    def __init__(self) -> None:
-        self._batches: list[int] = [0]
-        self._seen = 0
-        self._figures = torch.empty(3, 0)
-
-    @property
-    def images(self) -> int:
-        return self._batches[-1]
-
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        start, end = self.images, self.images + len(labels)
-        if end > self._figures.shape[1]:
-            more = logits.new_empty(3, max(1024, 2 * end), dtype=torch.float32)
-            more[:, :start] = self._figures[:, :start]
-            self._figures = more
-        self._figures[:, start:end] = torch.stack([logits, labels, loss.expand_as(logits)])
-        self._batches.append(end)
-
-    def unseen_losses(self, behind: int) -> list[float]:
-        """Those of the batches since the last call, but for so many of the latest."""
-        first, self._seen = self._seen, max(self._seen, len(self._batches) - 1 - behind)
-        return self._figures[2, self._batches[first : self._seen]].tolist()
-
-    def truth(self) -> np.ndarray:
-        return self._figures[1, : self.images].cpu().numpy()
-
-    def probability(self) -> np.ndarray:
-        return self._figures[0, : self.images].cpu().double().sigmoid().numpy()
-
-    def metrics(self, part: str) -> dict[str, Any]:
-        """Loss and confusion counts at probability 0.5."""
-        confusion = Confusion.of(self.truth(), self.probability() >= 0.5)
-        counts = {f"{part}_{name}": count for name, count in confusion.counts().items()}
-        return {f"{part}_loss": self._figures[2, : self.images].cpu().double().mean().item(), **counts}
 
 
 def choose_device(gpus_assigned: float) -> torch.device:

@@ -21,7 +21,7 @@ from ovr_ray.results.predict import Model, predict
 from ovr_ray.run_folder import RunFolder, write_whole
 
 PREDICTIONS = "predictions.csv"
-"""What the joint model says of every validation and test image, beside the truth."""
+"""What the joint model says of every validation and test image, or test image of a refit, beside the truth."""
 
 
 def evaluate(
@@ -44,7 +44,8 @@ def evaluate(
     dict
         What was written: ``images``, ``average_f1``, and per task ``threshold, images, positives, prevalence``, the
         confusion counts and ten metrics at the threshold, ``f1_interval``, ``average_precision`` and its interval.
-        ``validation`` has the same of the run's validation part, where thresholds were chosen.
+        ``validation`` has the same of the run's validation part, where thresholds were chosen, unless the model was
+        trained on that, too, as a refit's is.
     """
     data, tasks, table = _truth(model, labels, images)
     predicted = predict(model, table.files.tolist(), data.images)
@@ -67,7 +68,8 @@ def evaluate(
     }
     file = UPath(output) if output else model.file.with_name("metrics.json")
     if labels is None:
-        result["validation"] = _scores(answers[answers.part == "val"], tasks, model.metadata["thresholds"])
+        if (answers.part == "val").any():
+            result["validation"] = _scores(answers[answers.part == "val"], tasks, model.metadata["thresholds"])
         write_whole(file.with_name(PREDICTIONS), answers.to_csv(sep=";", index=False, float_format="%.9g"))
     write_whole(file, json.dumps(result, indent=1))
     return result | {"file": str(file)}
@@ -104,13 +106,14 @@ def _truth(model: Model, labels: str | None, images: str | None) -> tuple[Data, 
     if model.run is None:
         remedy = "give --labels CSV --images DIR, or the run folder"
         raise BadInput(Fault(str(model.file), "lies in no run folder, so there is no test part to evaluate on", remedy))
-    return recipe.data, tasks, _unseen_parts(recipe, tasks, model.run)
+    seen = model.metadata.get("trained_on", ["train"])  # older models do not tell
+    return recipe.data, tasks, _unseen_parts(recipe, tasks, model.run, seen)
 
 
-def _unseen_parts(recipe: Recipe, tasks: dict[str, Task], run: RunFolder) -> LabelTable:
-    """Validation and test: what no sub-model was trained on."""
+def _unseen_parts(recipe: Recipe, tasks: dict[str, Task], run: RunFolder, seen: list[str]) -> LabelTable:
+    """What no sub-model was trained on: test, and validation, unless it is a refit's."""
     split = run.split()
-    unseen = split[split.part != "train"].reset_index(drop=True)
+    unseen = split[~split.part.isin(seen)].reset_index(drop=True)
     if not (unseen.part == "test").any():
         raise BadInput(Fault(str(run.file("split.csv")), "has no test part", "give --labels CSV --images DIR"))
     data = recipe.data.model_copy(update={"limit": None})

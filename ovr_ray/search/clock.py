@@ -1,4 +1,4 @@
-"""A search's clock: how long it took over all sessions, and whether somebody is at it right now."""
+"""A search's or a refit's clock: how long it took over all sessions, and whether somebody is at it right now."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.run_folder import RunFolder, refresh, storage_errors, write_whole
@@ -25,7 +27,12 @@ WATCHED = 3 * SAVE_EVERY
 
 
 class Clock:
-    """``search.json`` of a run folder.
+    """``search.json`` of a run folder, or a file of another's.
+
+    Parameters
+    ----------
+    run : RunFolder
+    file : UPath, optional
 
     Attributes
     ----------
@@ -33,8 +40,8 @@ class Clock:
         Whether a search was at work in the folder when this was made.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run, self._file = run, run.file("search.json")
+    def __init__(self, run: RunFolder, file: UPath | None = None) -> None:
+        self._run, self._file = run, file or run.file("search.json")
         self._found = self._read()
         self._start = time.monotonic()
         self.is_alive = time.time() - self._found.get("time", 0.0) < SIGN_OF_LIFE
@@ -75,7 +82,7 @@ class Clock:
                 return
             time.sleep(1)
         if now["time"]:
-            problem = f"process {now['process']} on {now['host']} is searching in it"
+            problem = f"process {now['process']} on {now['host']} is at work in it"
             raise BadInput(Fault(str(self._run.path), problem, "ovr-ray status tells how far it is"))
 
     def _read(self) -> dict[str, Any]:

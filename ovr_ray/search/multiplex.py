@@ -8,13 +8,11 @@ the search was interrupted.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 from ray.tune.experiment import Trial as TuneTrial
@@ -26,6 +24,7 @@ from ovr_ray.recipe import Config, Recipe, Search
 from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.space import TaskSpace
+from ovr_ray.session import derived_seed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -37,11 +36,6 @@ MOST_OF_A_REASON = 500
 
 STARTUP_TRIALS = 5
 """Random trials of a task before TPE has something to learn from."""
-
-
-def derived_seed(seed: int, task: str, number: int) -> int:
-    """A seed of its own for every trial, equal on every machine."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), number]).generate_state(1)[0])
 
 
 class TaskSearch:

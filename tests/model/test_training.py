@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
 from ovr_ray.model.backbones import head
@@ -34,11 +35,11 @@ def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield images.to(torch.uint8), labels
 
 
-def trainer(max_epochs: int = 4, pos_weight: float = 3.0, **config: Any) -> Trainer:
+def trainer(max_epochs: int = 4, pos_weight: float = 3.0, workers: int = 1, **config: Any) -> Trainer:
     torch.manual_seed(0)
     sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])
     given = Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3} | config)
-    return Trainer(sub_model, given, pos_weight=pos_weight, max_epochs=max_epochs, device=CPU, seed=5)
+    return Trainer(sub_model, given, pos_weight=pos_weight, max_epochs=max_epochs, device=CPU, seed=5, workers=workers)
 
 
 def run(given: Trainer) -> list[dict[str, Any]]:
@@ -183,3 +184,40 @@ def test_memory_that_does_not_suffice_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2) @ torch.zeros(3)
     assert not is_out_of_memory(other.value)
+
+
+def uneven(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches that two workers cannot share equally; the last one is too small for them, so one is given it joined."""
+    sizes = zip(batches(1), (15, 16, 7, 3), strict=True)
+    *first, seven, three = [(images[:size], labels[:size]) for (images, labels), size in sizes]
+    joined = torch.cat([seven[0], three[0]]), torch.cat([seven[1], three[1]])
+    return [*first, joined] if workers == 1 else [*first, seven, three]
+
+
+def trained(workers: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """One epoch, of which batch norms see nothing: their body is frozen, and keeps its statistics."""
+    given = trainer(max_epochs=1, workers=workers, unfreeze_epoch=2, optimizer="sgd")
+    (row,) = given.epochs(lambda epoch: uneven(workers), lambda: batches(99), 41)
+    return row, given.sub_model.state_dict()
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two workers; each notes what it got."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(trained(workers=2), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_together_take_the_steps_of_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    row, weights = trained(workers=1)
+    before = trainer(max_epochs=1, unfreeze_epoch=2, optimizer="sgd").sub_model.state_dict()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
+    for rank in range(2):
+        told, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, tensor in weights.items():
+            assert torch.allclose(found[name], tensor, atol=1e-6), name
+        assert told["train_loss"] == pytest.approx(row["train_loss"], abs=1e-5)
+        for name in ("train_tn", "train_fp", "train_fn", "train_tp", "lr"):
+            assert told[name] == row[name]

@@ -41,7 +41,7 @@ def test_a_second_search_is_refused_while_the_first_is_alive(run: RunFolder, mon
     with Clock(run).ticking():
         while not run.file("search.json").exists():
             time.sleep(0.01)
-        with pytest.raises(BadInput, match=f"process {os.getpid()} on {socket.gethostname()} is searching in it"):
+        with pytest.raises(BadInput, match=f"process {os.getpid()} on {socket.gethostname()} is at work in it"):
             Clock(run).refuse_a_second_search()
     Clock(run).refuse_a_second_search()
 

@@ -175,7 +175,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
     begun = search.run.file("recipe.yaml").read_text()
-    with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is searching in it"):
+    with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is at work in it"):
         second_search(parse(recipe | {"checkpoints": {"keep": 5}}))
     assert search.run.file("recipe.yaml").read_text() == begun
     search.process.send_signal(signal.SIGINT)

@@ -11,7 +11,8 @@ import torch
 
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder
-from ovr_ray.search.trial import Job, _Session, in_parts
+from ovr_ray.search.trial import Job
+from ovr_ray.session import Session, in_parts
 from tests.conftest import BACKBONE, EVERY_OPTION
 from tests.model.test_training import IMAGES, batches
 
@@ -49,14 +50,14 @@ def test_another_reason_ends_it_at_once() -> None:
     assert asked == [1]
 
 
-def session(recipe: Recipe) -> _Session:
+def session(recipe: Recipe) -> Session:
     """Of the first trial, from what lies in its folder."""
     job = Job(recipe, RunFolder.of(recipe), pd.DataFrame(), {"crack": 3.0}, [0.3], [0.2])
     given = recipe.tasks["crack"].default.model_dump() | {"task": "crack", "number": 0}
-    return _Session(given, job, torch.device("cpu"), parts=1)
+    return Session(job.assignment(given), recipe, torch.device("cpu"), parts=1)
 
 
-def train(trial: _Session, epochs: int) -> None:
+def train(trial: Session, epochs: int) -> None:
     for metrics in islice(trial.trainer.epochs(batches, lambda: batches(99), IMAGES), epochs):
         trial.save(metrics)
 

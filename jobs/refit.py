@@ -1,0 +1,6 @@
+"""`python jobs/refit.py …` is `ovr-ray refit …`, for `ray job submit`."""
+
+from ovr_ray.cli import main
+
+if __name__ == "__main__":
+    main("refit")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ovr_ray.errors import BadInput
+from ovr_ray.images import LabelTable, read_labels
+from ovr_ray.recipe import Recipe
+from ovr_ray.refitting.folds import NONE, assign, labels_of
+
+FOLDS = 4
+Make = Callable[..., Recipe]
+
+
+def table_of(recipe: Recipe) -> LabelTable:
+    return read_labels(recipe.data, recipe.tasks)
+
+
+def test_every_image_that_counts_is_held_out_once_and_none_of_the_test_part(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    table = table_of(recipe).without([0, 1])
+    folds = assign(table, "crack", recipe.data, FOLDS, seed=0)
+    counts = (table.parts != "test") & table.labels.crack.notna()
+    assert ((folds != NONE) == counts).all()
+    assert set(folds[counts]) == set(range(FOLDS))
+    for number in range(FOLDS):
+        held_out = labels_of(table, "crack", folds == number)
+        assert np.isfinite(held_out).sum() == (folds == number).sum()
+
+
+def test_folds_have_equal_shares_of_positives_and_follow_from_the_seed(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    table = table_of(recipe)
+    folds = assign(table, "inactive", recipe.data, FOLDS, seed=3)
+    positives = [np.nansum(labels_of(table, "inactive", folds == number)) for number in range(FOLDS)]
+    assert max(positives) - min(positives) <= 1
+    assert np.array_equal(folds, assign(table, "inactive", recipe.data, FOLDS, seed=3))
+    assert not np.array_equal(folds, assign(table, "inactive", recipe.data, FOLDS, seed=4))
+
+
+def test_a_group_is_not_torn(make_recipe: Make, cells: Path, tmp_path: Path) -> None:
+    labels = pd.read_csv(cells / "data.csv", sep=";")
+    labels["panel"] = [f"panel {row % 20}" for row in range(len(labels))]
+    labels.loc[:9, "panel"] = ""  # each a group of its own
+    labels.to_csv(tmp_path / "grouped.csv", sep=";", index=False)
+    recipe = make_recipe(data={"labels": str(tmp_path / "grouped.csv"), "group": "panel"})
+    table = table_of(recipe)
+    folds = assign(table, "crack", recipe.data, FOLDS, seed=0)
+    by_panel = pd.Series(folds).groupby(table.files.map(labels.set_index("filename").panel).to_numpy())
+    assert (by_panel.nunique().drop("") == 1).all()
+    assert by_panel.nunique()[""] > 1
+
+
+def test_more_folds_than_images_of_a_class_are_refused(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    with pytest.raises(BadInput, match="--folds 40, task 'inactive': needs images of both classes"):
+        assign(table_of(recipe), "inactive", recipe.data, 40, seed=0)

@@ -1,0 +1,237 @@
+"""Real refits on real Ray Train, of a copy of the finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import ovr_ray
+from ovr_ray.errors import BadInput, RunFailed
+from ovr_ray.images import read_image, read_labels
+from ovr_ray.joint import Refinement, load_torchscript, winners
+from ovr_ray.model import choose_threshold, load_sub_model
+from ovr_ray.run_folder import RunFolder
+from tests.conftest import end
+
+FOLDS = 2
+TASK = "crack"
+Copied = Callable[[RunFolder, Path], RunFolder]
+
+
+def on_cpus(run: RunFolder, **search: int) -> RunFolder:
+    """The GPUs of the tests' Ray are declared only."""
+    recipe = run.file("recipe.yaml")
+    text = recipe.read_text().replace("gpu: auto", "gpu: 0")
+    for name, value in search.items():
+        text = text.replace(f"{name}: {getattr(run.recipe().search, name)}", f"{name}: {value}")
+    recipe.write_text(text)
+    return run
+
+
+def with_images(copied: Copied, run: RunFolder, storage: Path) -> RunFolder:
+    """A copy, the decoded images too, so that they are not decoded again."""
+    shutil.copytree(str(run.path.parent / "_images"), storage / "_images")
+    return copied(run, storage)
+
+
+@pytest.fixture(scope="module")
+def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory, copied: Copied) -> RunFolder:
+    """With one task as two folds."""
+    return ovr_ray.refit(with_images(copied, finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
+
+
+@pytest.fixture
+def run(refitted: RunFolder, tmp_path: Path, copied: Copied) -> RunFolder:
+    """A copy that a test may spoil."""
+    return with_images(copied, refitted, tmp_path)
+
+
+def out_of_fold(run: RunFolder) -> pd.DataFrame:
+    table = run.refit.out_of_fold(TASK)
+    assert table is not None
+    return table
+
+
+def pixels(run: RunFolder, filenames: pd.Series) -> torch.Tensor:
+    data = run.recipe().data
+    return torch.stack(
+        [torch.from_numpy(read_image(f"{data.images}/{f}", data.color, data.image_size).copy()) for f in filenames]
+    )
+
+
+@torch.inference_mode()
+def test_no_image_is_predicted_by_a_model_that_was_trained_on_it(refitted: RunFolder) -> None:
+    table = out_of_fold(refitted)
+    for number in range(FOLDS):
+        fold = refitted.refit.fold(TASK, number)
+        held_out, others = table[table.fold == number], table[table.fold != number]
+        member = winners.last_of(fold)
+        assert member is not None
+        sub_model = load_sub_model(member.checkpoint, member.card)
+        assert sub_model(pixels(refitted, held_out.filename)).numpy() == pytest.approx(held_out.logit, abs=1e-4)
+        seen = pixels(refitted, others.filename) / 255
+        assert member.card.mean == pytest.approx([seen.mean().item()], abs=1e-5)
+        for part, images in (("train", others), ("val", held_out)):
+            for outcomes, label in (("tp", "fn"), 1), (("tn", "fp"), 0):
+                assert (
+                    sum(fold.epochs()[f"{part}_{name}"] for name in outcomes) == (images.label == label).sum()
+                ).all()
+
+
+def test_all_of_train_and_validation_is_held_out_once_and_nothing_of_test(refitted: RunFolder) -> None:
+    split, table = refitted.split(), out_of_fold(refitted)
+    assert sorted(table.filename) == sorted(split.filename[split.part != "test"])
+    truth = read_labels(refitted.recipe().data, refitted.recipe().tasks).named(table.filename).labels[TASK]
+    assert table.label.tolist() == truth.tolist()
+
+
+def test_a_fold_is_trained_as_long_as_the_winner_was_and_keeps_one_checkpoint(refitted: RunFolder) -> None:
+    winner = winners.read(refitted)[TASK]
+    for number in range(FOLDS):
+        fold = refitted.refit.fold(TASK, number)
+        epochs = fold.epochs()
+        assert epochs.epoch.tolist() == list(range(1, winner.card.epoch + 1))
+        rates = refitted.trial(TASK, int(winner.trial[-4:])).epochs().lr
+        assert epochs.lr.tolist() == pytest.approx(rates[: len(epochs)].tolist())
+        assert [folder.name for folder in fold.checkpoints()] == [f"checkpoint-{winner.card.epoch:04d}"]
+
+
+@pytest.mark.slow
+def test_finished_folds_are_kept_and_an_unfinished_one_goes_on_from_its_checkpoint(run: RunFolder) -> None:
+    before, folds = out_of_fold(run), [run.refit.fold(TASK, number) for number in range(FOLDS)]
+    epochs = [fold.epochs() for fold in folds]
+    (run.refit.path / f"{TASK}.csv").unlink()
+    (folds[0].path / "predictions.csv").unlink()
+    folds[0].write_epochs(epochs[0][:-1].to_dict("records"))  # type: ignore[arg-type]
+    kept = (folds[1].path / "predictions.csv").stat().st_mtime_ns
+    ovr_ray.refit(run, FOLDS, tasks=[TASK])
+    pd.testing.assert_frame_equal(out_of_fold(run), before, atol=1e-5)
+    assert all(fold.epochs().equals(known) for fold, known in zip(folds, epochs, strict=True))
+    assert (folds[1].path / "predictions.csv").stat().st_mtime_ns == kept
+
+
+def test_a_refit_of_something_else_is_refused_with_the_difference(run: RunFolder) -> None:
+    with pytest.raises(BadInput, match=r"folds: was 2 when the refit began and is 3 now[\s\S]*delete "):
+        ovr_ray.refit(run, 3, tasks=[TASK])
+    winner = winners.read(run)[TASK].trial
+    other = next(t.name for t in run.trials() if t.record()["task"] == TASK and t.name != winner)
+    ovr_ray.combine(run, {TASK: other})
+    with pytest.raises(BadInput, match=rf"made from {winner}@\d+, and its winner is {other}@\d+ now"):
+        ovr_ray.refit(run, FOLDS, tasks=[TASK])
+
+
+def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
+    with pytest.raises(BadInput, match="no such task"):
+        ovr_ray.refit(run, tasks=["dust"])
+    with pytest.raises(BadInput, match=r"--workers 9: task 'crack' has batches of 16[\s\S]*--workers 9: task"):
+        ovr_ray.refit(run, workers=9)
+    with pytest.raises(BadInput, match="this cluster has no room for 3 workers with 1 CPU, 1 GPU each"):
+        ovr_ray.refit(run, workers=3)
+    shutil.rmtree(run.refit.path)
+    with pytest.raises(BadInput, match="--folds 60, task 'crack': needs images of both classes"):
+        ovr_ray.refit(run, 60, tasks=[TASK])
+    assert not run.refit.record()  # another number may be tried
+    run.file("winners.json").unlink()
+    for trial in run.trials():
+        trial.write_record(trial.record() | {"status": "failed", "reason": "CUDA out of memory"})
+    with pytest.raises(RunFailed, match="no trial of task 'crack' came to its end"):
+        ovr_ray.refit(run, tasks=[TASK])
+
+
+def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of_fold(run: RunFolder) -> None:
+    model = ovr_ray.combine(run, tasks=[TASK], source="refit")
+    table = out_of_fold(run)
+    probability = torch.from_numpy(table.logit.to_numpy(copy=True)).sigmoid().numpy()
+    expected = pytest.approx([choose_threshold(table.label.to_numpy(), probability)], abs=1e-5)
+    joint, metadata = load_torchscript(run.file("joint.pt").read_bytes())
+    assert metadata["thresholds"] == expected
+    assert joint.thresholds.tolist() == expected
+    assert metadata["winners"][TASK].startswith("mean of 2 folds of crack-000")
+    assert set(metadata["metrics"][TASK]) == {f"out_of_fold_{name}" for name in ("f1", "average_precision", "brier")}
+    batch = pixels(run, table.filename[:4])
+    members = [winners.last_of(run.refit.fold(TASK, number)) for number in range(FOLDS)]
+    with torch.inference_mode():
+        mean = torch.stack([load_sub_model(m.checkpoint, m.card)(batch) for m in members if m]).mean(0)
+        assert torch.allclose(joint(batch)[:, 0], mean.sigmoid(), atol=1e-4)
+    told = json.loads(run.file("winners.json").read_text())[TASK]
+    assert told["from"] == "refit"
+    assert [name.partition("@")[0] for name in told["members"]] == ["crack-fold-0", "crack-fold-1"]
+    metrics = ovr_ray.evaluate(model)
+    assert "validation" not in metrics  # it was trained on that
+    assert set(pd.read_csv(run.file("predictions.csv").open(), sep=";").part) == {"test"}
+    assert "The joint model has the mean of crack-fold-0@" in ovr_ray.report(run).read_text()
+
+
+def test_flips_and_calibration_are_fitted_out_of_fold(run: RunFolder) -> None:
+    refinement = Refinement(flip_average=True, calibrate="temperature")
+    told = ovr_ray.combine(run, tasks=[TASK], refinement=refinement, source="refit").metadata["refinement"][TASK]
+    assert list(told["out_of_fold"]) == ["a fold alone", "mean of four flips", "temperature"]
+    table = out_of_fold(run)
+    with torch.inference_mode():
+        member = winners.last_of(run.refit.fold(TASK, 0))
+        assert member is not None
+        own = table[table.fold == 0]
+        sub_model, images = load_sub_model(member.checkpoint, member.card), pixels(run, own.filename)
+        flips = [images, images.flip(2), images.flip(3), images.flip(2, 3)]
+        mean = np.mean([sub_model(view).numpy() for view in flips], axis=0)
+    assert own.logit_flips.to_numpy() == pytest.approx(mean, abs=1e-4)
+
+
+def test_combine_tells_what_a_refit_lacks_and_leaves_no_choice(run: RunFolder) -> None:
+    with pytest.raises(RunFailed, match="task 'inactive' has no whole refit; run ovr-ray refit"):
+        ovr_ray.combine(run, source="refit")
+    for wrong in ({"picks": {TASK: "1"}}, {"refinement": Refinement(top_k=2)}):
+        with pytest.raises(BadInput, match="leave out --pick and --top-k"):
+            ovr_ray.combine(run, source="refit", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_two_workers_see_all_images_of_every_epoch_together(
+    finished: RunFolder, tmp_path: Path, copied: Copied
+) -> None:
+    run = ovr_ray.refit(on_cpus(copied(finished, tmp_path)), FOLDS, workers=2, tasks=[TASK])
+    table = out_of_fold(run)
+    for number in range(FOLDS):
+        epochs = run.refit.fold(TASK, number).epochs()
+        counted = sum(epochs[f"train_{name}"] for name in ("tn", "fp", "fn", "tp"))
+        assert len(epochs) == winners.read(run)[TASK].card.epoch
+        assert (counted == (table.fold != number).sum()).all()
+        assert np.isfinite(epochs.train_loss).all()
+
+
+@pytest.mark.slow
+def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path, copied: Copied) -> None:
+    run = on_cpus(copied(finished, tmp_path))
+    command = [sys.executable, "-m", "ovr_ray.cli", "refit", str(run.path), "--folds", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    folds = [run.refit.fold(task, number) for task in run.recipe().tasks for number in range(2)]
+    try:
+        for _ in range(1200):
+            if any(len(fold.epochs()) for fold in folds) or first.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert first.poll() is None
+    finally:
+        end(first)
+    before = {fold.name: fold.epochs() for fold in folds}
+    assert any(len(epochs) for epochs in before.values())
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for fold in folds:
+        epochs, known = fold.epochs(), before[fold.name]
+        assert epochs.epoch.tolist() == list(range(1, len(epochs) + 1))
+        assert fold.predictions() is not None
+        if len(known):
+            assert epochs[: len(known)].time.tolist() == known.time.tolist()
