@@ -224,8 +224,9 @@ def refresh(path: UPath) -> None:
 
 def storage_errors() -> tuple[type[Exception], ...]:
     """What storage may raise: no such file, protocol or package, half a file; botocore's errors are no OSErrors."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (OSError, ImportError, ValueError, *((botocore.BotoCoreError,) if botocore else ()))
+    # another thread may be importing it right now
+    of_botocore = getattr(sys.modules.get("botocore.exceptions"), "BotoCoreError", None)
+    return (OSError, ImportError, ValueError, *([of_botocore] if of_botocore else []))
 
 
 def write_whole(file: UPath, content: str | bytes) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import ray
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run_folder import RunFolder, storage_errors
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 
@@ -82,3 +84,8 @@ def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_rec
     changed = make_recipe(search={"max_epochs": 9})
     begun.begin(changed, "another", SPLIT)
     assert begun.recipe() == changed
+
+
+def test_what_storage_may_raise_can_be_asked_while_botocore_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", ModuleType("botocore.exceptions"))
+    assert storage_errors() == (OSError, ImportError, ValueError)
