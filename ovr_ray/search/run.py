@@ -124,6 +124,7 @@ def _search(
             time_budget_s=ledger.seconds_left,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
+            reuse_actors=True,  # to start a process and import torch takes as long as some trials
         ),
         run_config=ray_tune.RunConfig(
             name="trials",

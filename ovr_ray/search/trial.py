@@ -50,6 +50,7 @@ class Job:
 def train_trial(config: dict[str, Any], job: Job, images: ImageSet) -> None:
     """Train one sub-model, from its last checkpoint if it has one, and report every epoch to Tune."""
     keep_pages()
+    torch.cuda.empty_cache()  # of the trial that had this process before; nothing where there is no GPU
     metric = f"val_{job.recipe.search.metric}"
     if not job.run.trial(config["task"], config["number"]).path.exists():
         # a node that joined after the search began was not asked; a failure would be tried again on it, and again

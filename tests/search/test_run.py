@@ -168,7 +168,7 @@ class Search:
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
     second_search = ovr_ray.tune  # imports all there is, before the clock ticks
-    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 20, "scheduler": "none"})
+    recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 14, "scheduler": "none"})
     plain = recipe["tasks"]["crack"] | {"trials": 1}
     every_option = plain | {"default": plain["default"] | EVERY_OPTION, "space": {}}
     recipe["tasks"] = {"crack": plain, "inactive": every_option}
@@ -190,9 +190,9 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     for trial in again.run.trials():
         assert trial.record()["status"] == "finished"
         epochs = trial.epochs()
-        assert epochs.epoch.tolist() == list(range(1, 21))
+        assert epochs.epoch.tolist() == list(range(1, 15))
         if trial.record()["task"] == "inactive":  # of 48 images, the middle of the third batch of 16
-            rates = [learning_rate(Config(**every_option["default"]), epoch, 20, 40 / 48) for epoch in epochs.epoch]
+            rates = [learning_rate(Config(**every_option["default"]), epoch, 14, 40 / 48) for epoch in epochs.epoch]
             assert epochs.lr.tolist() == pytest.approx(rates)
         resumed_after = len(before[trial.name])  # epochs of before are not trained again
         assert epochs[:resumed_after].time.tolist() == before[trial.name].time.tolist()
