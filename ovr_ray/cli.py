@@ -82,7 +82,7 @@ def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B00
     from ovr_ray import verbs
 
     images = verbs.prepare(_recipe(recipe, overrides))
-    told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.pixels / 1e6:,.0f} MB"
+    told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
     skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
     typer.echo(f"{images.shards[0].file.parent}: {told}{skipped}")
 

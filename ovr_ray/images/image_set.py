@@ -20,17 +20,15 @@ from upath import UPath
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images.labels import SHOWN, LabelTable, empty_part_faults
 from ovr_ray.images.progress import progress
-from ovr_ray.images.shards import SHARD_BYTES, Shard, missing, shards
+from ovr_ray.images.shards import Shard, missing, shards
 from ovr_ray.recipe import Data
+from ovr_ray.run_folder import storage_errors
 
 Images = dict[int, np.ndarray]
 """Row of the label table -> image, uint8 (C, H, W)."""
 
 WINDOW = 8
-"""Shards that are shuffled together where images are streamed; as many again are read ahead."""
-
-STREAM_BYTES = 2 * WINDOW * SHARD_BYTES
-"""What a stream holds of a trial's memory, at most, beside a shard that is being read."""
+"""Shards that are shuffled together where images are streamed; as many again are read ahead, and no more is held."""
 
 NAMED = 200
 """How many bad images a fault names."""
@@ -67,7 +65,7 @@ class ImageSet:
         return dict(zip(wrong.index.tolist(), wrong.error, strict=True))
 
     @property
-    def pixels(self) -> int:
+    def nbytes(self) -> int:
         """Bytes, of all images together."""
         return len(self.facts) * math.prod(self.shards[0].shape)
 
@@ -213,8 +211,8 @@ def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     try:
         for shard in some:
             shard.make()
-    except OSError as error:
-        failure = error.strerror or str(error)
+    except storage_errors() as error:
+        failure = getattr(error, "strerror", None) or str(error)
     return {"images": np.array([sum(len(shard.rows) for shard in some)]), "failure": np.array([failure], object)}
 
 

@@ -107,7 +107,7 @@ def _search(
     where = (
         "in memory, shared by all trials" if images.dataset else "streamed from storage, as they are too many to share"
     )
-    console.print(f"{len(table.files)} images decoded, {images.pixels / 1e6:,.0f} MB: {where}", highlight=False)
+    console.print(f"{len(table.files)} images decoded, {images.nbytes / 1e6:,.0f} MB: {where}", highlight=False)
     mean, std = images.pixel_statistics(table.rows("train"))
     job = Job(recipe, run, table, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
     scheduler = MultiplexScheduler(ledger)
