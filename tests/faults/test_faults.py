@@ -44,6 +44,7 @@ def test_a_search_whose_driver_and_workers_are_shot_is_the_undisturbed_search(
     assert set(wrong.values()) == {0}, wrong
 
 
+@pytest.mark.long
 def test_a_safeguard_that_is_missing_is_felt(undisturbed: Hunt, data: Path, tmp_path: Path) -> None:
     hunt = Hunt(
         tmp_path, recipe(data, tmp_path, "sabotaged", "tpe", "asha", trials=3), random.Random(2), sabotage="optimizer"

@@ -24,6 +24,7 @@ from ovr_ray.model import choose_threshold, load_sub_model
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import end
 
+pytestmark = pytest.mark.slow
 FOLDS = 2
 TASK = "crack"
 Copied = Callable[[RunFolder, Path], RunFolder]
@@ -107,7 +108,6 @@ def test_a_fold_is_trained_as_long_as_the_winner_was_and_keeps_one_checkpoint(re
         assert [folder.name for folder in fold.checkpoints()] == [f"checkpoint-{winner.card.epoch:04d}"]
 
 
-@pytest.mark.slow
 def test_finished_folds_are_kept_and_an_unfinished_one_goes_on_from_its_checkpoint(run: RunFolder) -> None:
     before, folds = out_of_fold(run), [run.refit.fold(TASK, number) for number in range(FOLDS)]
     epochs = [fold.epochs() for fold in folds]
@@ -196,7 +196,7 @@ def test_combine_tells_what_a_refit_lacks_and_leaves_no_choice(run: RunFolder) -
             ovr_ray.combine(run, source="refit", **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_see_all_images_of_every_epoch_together(
     finished: RunFolder, tmp_path: Path, copied: Copied
 ) -> None:
@@ -210,7 +210,7 @@ def test_two_workers_see_all_images_of_every_epoch_together(
         assert np.isfinite(epochs.train_loss).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path, copied: Copied) -> None:
     run = on_cpus(copied(finished, tmp_path))
     command = [sys.executable, "-m", "ovr_ray.cli", "refit", str(run.path), "--folds", "2"]

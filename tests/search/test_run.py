@@ -234,7 +234,7 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
     cells: Path, tmp_path: Path
 ) -> None:
     def recipe(budget: float) -> dict[str, Any]:
-        how = {"max_epochs": 150, "scheduler": "none", "time_budget": budget}
+        how = {"max_epochs": 100, "scheduler": "none", "time_budget": budget}
         plain = plain_recipe(cells, tmp_path, search=how)
         return plain | {"tasks": {"crack": plain["tasks"]["crack"] | {"trials": 1}}}
 
@@ -253,7 +253,7 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
     told = again.output()
     assert again.process.returncode == 0, told
     assert trial.record()["status"] == "finished"
-    assert trial.epochs().epoch.tolist() == list(range(1, 151))
+    assert trial.epochs().epoch.tolist() == list(range(1, 101))
     assert trial.epochs().time[: len(before)].tolist() == before.time.tolist()
 
 
