@@ -79,6 +79,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_stopped_job_goes_on_where_it_was_when_it_is_submitted_again(
     address: str, project: Path, cells: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_submit_can_be_left_and_goes_all_the_way_and_fetches_the_model_home(
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.long
 def test_what_a_cluster_lacks_is_installed_for_the_job(address: str) -> None:
     code = (
         "from importlib.metadata import distributions as all; print(*[d.locate_file('') for d in all(name='ovr-ray')])"

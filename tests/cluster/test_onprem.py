@@ -86,6 +86,7 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
         assert trial.epochs().epoch.tolist() == list(range(1, len(trial.epochs()) + 1))
 
 
+@pytest.mark.long
 def test_combine_and_evaluate_run_as_jobs(cluster: Cluster) -> None:
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")
     for job in ("combine", "evaluate"):

@@ -230,6 +230,7 @@ def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_one_goes_on(
     cells: Path, tmp_path: Path
 ) -> None:
