@@ -31,8 +31,8 @@ def quickstart(cluster: Cluster) -> list[str]:
         "storage": cluster.shared / "runs",
         "data.limit": 160,
         "search.max_epochs": 3,
-        "tasks.defective.trials": 9,
-        "tasks.monocrystalline.trials": 9,
+        "tasks.defective.trials": 12,
+        "tasks.monocrystalline.trials": 12,
         "resources": "{cpu: 0.5, gpu: 0.5}",
     }
     return ["jobs/recipes/quickstart.yaml", *(f"--set={key}={value}" for key, value in sets.items())]
@@ -74,13 +74,13 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
     cluster.hosts.boot("w1")
     booted = time.time()
     cluster.tell("w1 is switched on again")
-    wait_for_epochs({"w1"}, set(), "w1 is back and trains", booted)
+    wait_for_epochs({"w1"}, TASKS, "w1 is back and has trained both tasks", booted)
     told = running.communicate(timeout=400)[0]
     assert running.returncode == 0, told
     cluster.tell("the search has ended")
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")
     records = [trial.record() for trial in run.trials()]
-    assert [record["task"] for record in records] == ["defective"] * 9 + ["monocrystalline"] * 9
+    assert [record["task"] for record in records] == ["defective"] * 12 + ["monocrystalline"] * 12
     assert {record["status"] for record in records} <= {"finished", "stopped"}
     for trial in run.trials():
         assert trial.epochs().epoch.tolist() == list(range(1, len(trial.epochs()) + 1))
