@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ovr_ray.errors import BadInput, Fault, OvrRayError
+from ovr_ray.telling import tell_answers, tell_metrics, tell_parts, tell_unreadable, tell_winners
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ovr_ray.recipe import Recipe
-    from ovr_ray.results import Parts
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -169,7 +167,7 @@ def combine(
     refinement = joint.Refinement(top_k, flip_average, calibrate)
     formats = [] if also == "torchscript" else [also]
     model = verbs.combine(run, _picks(pick), task, output, refinement, formats, source)
-    _tell_winners(model.metadata)
+    tell_winners(model.metadata)
     for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
         typer.echo(str(file))
 
@@ -185,7 +183,7 @@ def evaluate(
     from ovr_ray import verbs
 
     _check_output(output)
-    _tell_metrics(verbs.evaluate(model, labels, images, output))
+    tell_metrics(verbs.evaluate(model, labels, images, output))
 
 
 @app.command()
@@ -215,14 +213,14 @@ def predict(
     _check_output(output)
     opened = results.Model(model)
     if output and in_parts:
-        _tell_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
+        tell_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
         return
     table = verbs.predict(opened, paths, images)
     if output:
         results.write_table(table, UPath(output))
     else:
-        _print_answers(table, opened.metadata["labels"])
-    _tell_unreadable(int((table.error != "").sum()), len(table))
+        tell_answers(table, opened.metadata["labels"])
+    tell_unreadable(int((table.error != "").sum()), len(table))
     if output:
         typer.echo(f"{output}: {len(table)} images", err=True)
 
@@ -246,7 +244,7 @@ def run(
     from ovr_ray import verbs
 
     metrics = verbs.run(_recipe(recipe, overrides, extend), task)
-    _tell_metrics(metrics)
+    tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")
 
@@ -278,28 +276,6 @@ def _is_folder(output: str | None) -> bool:
     return True
 
 
-def _print_answers(table: pd.DataFrame, labels: list[str]) -> None:
-    from rich.console import Console
-
-    from ovr_ray.results import answers_of
-
-    if sys.stdout.isatty():
-        Console().print(answers_of(table, labels))
-    else:
-        table.to_csv(sys.stdout, sep=";", index=False, float_format="%.6f")
-
-
-def _tell_parts(parts: Parts) -> None:
-    _tell_unreadable(parts.unreadable, parts.images)
-    already = f", {parts.already} more were there" if parts.already else ""
-    typer.echo(f"{parts.folder}: {parts.images} images{already}, in {len(parts.files)} parts", err=True)
-
-
-def _tell_unreadable(count: int, images: int) -> None:
-    if count:
-        typer.echo(f"{count} of {images} images could not be read; column 'error' says why", err=True)
-
-
 def _check_output(output: str | Path | None) -> None:
     """Before the work is done: where its result goes must exist, and last longer than a job's folder."""
     from ovr_ray import cluster
@@ -323,31 +299,6 @@ def _picks(picks: list[str]) -> dict[str, str]:
     if wrong := [pick for pick, (_, _, trial) in zip(picks, pairs, strict=True) if not trial]:
         raise BadInput([Fault(f"--pick {pick}", "is not of the form TASK=TRIAL[@EPOCH]") for pick in wrong])
     return {task: trial for task, _, trial in pairs}
-
-
-def _tell_winners(metadata: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from ovr_ray.joint import table_of
-
-    for label, threshold in zip(metadata["labels"], metadata["thresholds"], strict=True):
-        metrics = metadata["metrics"][label]
-        f1 = "out-of-fold F1" if "out_of_fold_f1" in metrics else "validation F1"
-        score = metrics["out_of_fold_f1" if "out_of_fold_f1" in metrics else "val_f1"]
-        typer.echo(f"{label}: {metadata['winners'][label]}, {f1} {score:.3f} at threshold {threshold:.3f}")
-    for key, where in (("validation", "on validation"), ("out_of_fold", "out of fold")):
-        steps = {task: told[key] for task, told in metadata.get("refinement", {}).items() if key in told}
-        if steps:
-            Console().print(table_of(steps, where))
-
-
-def _tell_metrics(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from ovr_ray.results import table_of
-
-    Console().print(table_of(metrics))
-    typer.echo(metrics["file"])
 
 
 def main(verb: str | None = None) -> None:
