@@ -174,10 +174,12 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     recipe["tasks"] = {"crack": plain, "inactive": every_option}
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
+    signal_workers(search.process.pid, signal.SIGSTOP)  # to be found at work, however busy the machine is
     begun = search.run.file("recipe.yaml").read_text()
     with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is at work in it"):
         second_search(parse(recipe | {"checkpoints": {"keep": 5}}))
     assert search.run.file("recipe.yaml").read_text() == begun
+    signal_workers(search.process.pid, signal.SIGCONT)
     search.process.send_signal(signal.SIGINT)
     told = search.output()
     assert search.process.returncode == 130, told
@@ -294,22 +296,24 @@ def search_whose_worker_is_killed(cells: Path, folder: Path, **search: Any) -> t
     recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
     running = Search(folder, recipe)
     running.wait_for_epochs(2)
-    kill_worker(running.process.pid)
+    signal_workers(running.process.pid, signal.SIGKILL)
     return running, running.output()
 
 
-def kill_worker(driver: int) -> None:
-    """SIGKILL the process that runs a trial below this driver."""
+def signal_workers(driver: int, number: signal.Signals) -> None:
+    """Send a signal to the processes that run trials below this driver."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             title = (process / "cmdline").read_bytes()
             is_ours = b"ray::ImplicitFunc" in title or b"train_trial" in title
             if is_ours and driver in ancestors(int(process.name)):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
+                found.append(int(process.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    raise AssertionError("no worker found")
+    assert found, "no worker found"
+    for process_id in found:
+        os.kill(process_id, number)
 
 
 def test_what_a_run_says_is_plain_json(finished: RunFolder) -> None:
