@@ -59,6 +59,7 @@ def report(run: RunFolder) -> UPath:
         tasks=sections,
         average=evaluated.metrics["average_f1"] if evaluated.metrics else None,
         note=evaluated.note,
+        part=evaluated.part,
         recipe=yaml.safe_dump(ledger.recipe.dump(), sort_keys=False, allow_unicode=True),
         made_with=run.made_with(),
         figures=_in_script(figures),
@@ -77,9 +78,14 @@ class _Evaluated:
     predictions: pd.DataFrame
     note: str = ""
 
+    @property
+    def part(self) -> str:
+        """What counts: test, or validation where there is no test part."""
+        return str(self.metrics.get("part", "test"))
+
     def scores(self, task: str) -> dict[str, dict[str, Any]]:
         """Part -> score; empty for a task that the joint model does not answer."""
-        parts = {"val": self.metrics.get("validation", {}), "test": self.metrics.get("tasks", {})}
+        parts = {"val": self.metrics.get("validation", {}), self.part: self.metrics.get("tasks", {})}
         return {part: scores[task] for part, scores in parts.items() if task in scores}
 
 
@@ -88,7 +94,7 @@ def _evaluated(run: RunFolder) -> _Evaluated:
     if not (model.exists() and metrics.exists() and predictions.exists()):
         return _Evaluated({}, pd.DataFrame(), NOT_YET)
     found = json.loads(metrics.read_text())
-    if found["part"] != "test":
+    if found["part"] == "all":
         return _Evaluated({}, pd.DataFrame(), OTHERS)
     if found["model_digest"] != hashlib.sha256(model.read_bytes()).hexdigest():
         return _Evaluated({}, pd.DataFrame(), OUTDATED)
@@ -145,9 +151,10 @@ def _decisions(
 ) -> dict[str, go.Figure]:
     scores, data = section["scores"], ledger.recipe.data
     parts = {part: decisions.answers_of(predictions, task, part) for part in scores}
-    threshold = scores["test"]["threshold"]
+    any_score = next(iter(scores.values()))
+    threshold = any_score["threshold"]
     section["intervals"] = {part: decisions.with_intervals(score) for part, score in scores.items()}
-    section["metrics"] = [name for name in scores["test"] if isinstance(scores["test"][name], float)]
+    section["metrics"] = [name for name, value in any_score.items() if isinstance(value, float)]
     answers = pd.concat(parts.values())
     section["mistakes"] = {
         kind: (pictures.pictures(rows, data, winner), total)

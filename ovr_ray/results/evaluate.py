@@ -42,8 +42,9 @@ def evaluate(
     Returns
     -------
     dict
-        What was written: ``images``, ``average_f1``, and per task ``threshold, images, positives, prevalence``, the
-        confusion counts and ten metrics at the threshold, ``f1_interval``, ``average_precision`` and its interval.
+        What was written: ``part`` (``test``; ``val`` where the run has no test part; ``all`` of given labels),
+        ``images``, ``average_f1``, and per task ``threshold, images, positives, prevalence``, the confusion counts and
+        ten metrics at the threshold, ``f1_interval``, ``average_precision`` and its interval.
         ``validation`` has the same of the run's validation part, where thresholds were chosen, unless the model was
         trained on that, too, as a refit's is.
     """
@@ -54,13 +55,14 @@ def evaluate(
         bad = "\n".join(f"    {row.filename}: {row.error}" for row in predicted[~readable].itertuples())
         raise BadInput(Fault("data.images", f"{(~readable).sum()} images cannot be decoded:\n{bad}"))
     answers = _beside_truth(predicted, table, list(tasks))
-    scored = answers[answers.part == "test"]
+    part = "test" if (answers.part == "test").any() else "val"
+    scored = answers[answers.part == part]
     scores = _scores(scored, tasks, model.metadata["thresholds"])
     result = {
         "model": str(model.file),
         "model_digest": model.digest,
         "labels": data.labels,
-        "part": "test" if labels is None else "all",
+        "part": part if labels is None else "all",
         "images": int((scored.error == "").sum()),
         "average_f1": float(np.mean([score["f1"] for score in scores.values()])),
         "average_precision": float(np.mean([score["average_precision"] for score in scores.values()])),
@@ -78,6 +80,8 @@ def evaluate(
 def table_of(result: dict[str, Any]) -> Table:
     """For people: a row a task."""
     note = "AP: average precision; in brackets 95 % bootstrap intervals over images"
+    if result["part"] == "val":
+        note += "\nthere is no test part: these images chose the winners and their thresholds, which flatters"
     title = f"{result['images']} images, {result['part']} part"
     table = Table(title=title, caption=note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for column in ("task", "positives", "F1", "AP"):
@@ -114,8 +118,9 @@ def _unseen_parts(recipe: Recipe, tasks: dict[str, Task], run: RunFolder, seen: 
     """What no sub-model was trained on: test, and validation, unless it is a refit's."""
     split = run.split()
     unseen = split[~split.part.isin(seen)].reset_index(drop=True)
-    if not (unseen.part == "test").any():
-        raise BadInput(Fault(str(run.file("split.csv")), "has no test part", "give --labels CSV --images DIR"))
+    if unseen.empty:
+        problem = "has no test part, and the model was trained on all the rest"
+        raise BadInput(Fault(str(run.file("split.csv")), problem, "give --labels CSV --images DIR"))
     data = recipe.data.model_copy(update={"limit": None})
     table = read_labels(data, tasks, split_too=False).named(unseen.filename)
     return replace(table, parts=unseen.part)

@@ -5,19 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
 from ovr_ray.model import Confusion
+from ovr_ray.recipe import Recipe
 from ovr_ray.results import answers_of
+from ovr_ray.results.evaluate import table_of
 from ovr_ray.run_folder import RunFolder
 
 
@@ -102,3 +106,17 @@ print(ray.is_initialized(), table.to_json())
     assert started == "False"
     assert json.loads(answer)["crack_probability"]["0"] == pytest.approx(by_workers.crack_probability[0], abs=1e-5)
     assert answers_of(by_workers, ["crack", "inactive"]).row_count == 1
+
+
+def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(
+    make_recipe: Callable[..., Recipe], ray_session: None
+) -> None:
+    recipe = make_recipe(data={"split": {"val": 0.3, "test": 0}}, search={"max_epochs": 1, "grace_epochs": 1})
+    result = ovr_ray.run(recipe)
+    assert result["part"] == "val"
+    assert result["images"] == 24
+    console = Console(record=True, width=200)
+    console.print(table_of(result))
+    assert "24 images, val part" in (told := console.export_text())
+    assert "no test part" in told
+    assert "<th>val F1</th>" in RunFolder.of(recipe).file("report.html").read_text()
