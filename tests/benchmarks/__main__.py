@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tests.benchmarks.measure import Row, machine
 
-BENCHMARKS = ("feed", "joint", "predict", "startup", "stream", "trial")
+BENCHMARKS = ("feed", "joint", "predict", "quality", "startup", "stream", "trial")
 """Modules here with ``rows() -> list[Row]`` and ``LONG``; the others print what they have by commands of their own."""
 
 

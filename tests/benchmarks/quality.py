@@ -1,0 +1,193 @@
+"""How good on images never seen: ovr-ray beside a plain loop on the solar cells, split by split.
+
+``QUALITY_FOLDER=… python -m tests.benchmarks quality`` keeps what it made there, goes on where it was, and writes
+``table.md``; ``QUALITY_SEEDS="1 2 3"`` are the splits. Nothing looks at a test part before all choices are made.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ovr_ray.images.labels import split
+from ovr_ray.model import average_precision, f1_at, interval
+from ovr_ray.recipe import RandomSplit, Recipe, load
+from tests.benchmarks.measure import Row, row
+from tests.benchmarks.plain import plain_loop
+
+LONG = True
+ROOT = Path(__file__).parents[2]
+LABELS = Path(os.environ.get("OVR_RAY_SOLAR_CELLS", ROOT.parent / "shared" / "solar-cells" / "data.csv"))
+IMAGES, RECIPE = ROOT / "data" / "elpv", ROOT / "jobs" / "recipes" / "solar_cells_cpu.yaml"
+GAIN = 0.05
+"""Goal: so much more average F1 than the plain loop's."""
+
+VARIANTS = {
+    "winners": [],
+    "winners, flips": ["--flip-average"],
+    "top 3, flips": ["--top-k", "3", "--flip-average"],
+    "refit, flips": ["--from", "refit", "--flip-average"],
+}
+"""What is made of one search, by options of ``combine``."""
+
+
+def rows() -> list[Row]:
+    """A row a split, variant and task, and their averages."""
+    if lacking := [str(path) for path in (LABELS, IMAGES) if not path.exists()]:
+        print(f"quality: skipped, without {', '.join(lacking)} (make demo; OVR_RAY_SOLAR_CELLS=FILE)")
+        return []
+    seeds = [int(seed) for seed in os.environ.get("QUALITY_SEEDS", "1 2 3").split()]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(os.environ.get("QUALITY_FOLDER", place)).absolute()
+        result = [each for seed in seeds for each in _split(folder / f"seed-{seed}", seed)]
+        folder.joinpath("table.md").write_text(_markdown(result))
+    return result
+
+
+def _split(folder: Path, seed: int) -> list[Row]:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.read_csv(LABELS, sep=";")
+    recipe = load(RECIPE)
+    table["part"] = split(table[list(recipe.tasks)], RandomSplit(val=0.2, test=0.2, seed=seed))
+    table.to_csv(folder / "labels.csv", sep=";", index=False)
+    ours = _once(folder / "ours.json", lambda: _ours(folder, seed))
+    plain = _once(folder / "plain.json", lambda: _plain(folder, table, recipe, seed))
+    result = []
+    for variant in VARIANTS:
+        told = ours[variant]
+        for task in (*recipe.tasks, "average"):
+            mine, theirs = told["scores"][task], plain["scores"][task]
+            goal = 1 + GAIN / theirs["f1"] if task == "average" else 1.0
+            figures = row(f"quality {seed}, {variant}, {task}", "plain loop", 1.0, 1.0, round(goal, 3), 1)
+            figures |= {"ratio": round(mine["f1"] / theirs["f1"], 3), "seed": seed, "variant": variant, "task": task}
+            figures |= {"ours_s": told["seconds"], "baseline_s": plain["seconds"], "ours": mine, "plain": theirs}
+            result.append(figures | {"ours_images": told["images_seen"], "plain_images": plain["images_seen"]})
+    return result
+
+
+def _once(file: Path, make: Any) -> dict[str, Any]:
+    """What an earlier call made, or else what is made now."""
+    if not file.exists():
+        file.write_text(json.dumps(make(), indent=1))
+    told: dict[str, Any] = json.loads(file.read_text())
+    return told
+
+
+def _plain(folder: Path, table: pd.DataFrame, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Both tasks at once, as trials are: a process and a core each."""
+    began = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(len(recipe.tasks)) as pool:
+        found = dict(
+            zip(recipe.tasks, pool.starmap(_loop, [(table, t, recipe, seed) for t in recipe.tasks]), strict=True)
+        )
+    test = table[table.part == "test"]
+    probabilities = {task: np.asarray(told["test"]) for task, told in found.items()}
+    scores = _scores(test, probabilities, dict.fromkeys(recipe.tasks, 0.5))
+    images = sum(told["images"] for told in found.values())
+    return {"seconds": time.monotonic() - began, "images_seen": images, "scores": scores}
+
+
+def _loop(table: pd.DataFrame, task: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    config, parts = recipe.tasks[task].default, {part: table[table.part == part] for part in ("train", "val", "test")}
+    how = {"size": recipe.data.image_size, "epochs": recipe.search.max_epochs, "batch": config.batch_size}
+    return plain_loop(parts, task, IMAGES, config.backbone, config.weights, **how, workers=1, seed=seed)
+
+
+def _ours(folder: Path, seed: int) -> dict[str, Any]:
+    """The commands of the documentation; all choices are made when the test part is first looked at."""
+    run = folder / "run"
+    overrides = {"name": "run", "storage": folder, "data.labels": folder / "labels.csv", "data.images": IMAGES}
+    overrides |= {"data.split": "{column: part}", "search.seed": seed}
+    _command("tune", RECIPE, *(word for key, value in overrides.items() for word in ("--set", f"{key}={value}")))
+    _command("refit", run)
+    for variant, options in VARIANTS.items():
+        place = folder / variant
+        place.mkdir(exist_ok=True)
+        _command("combine", run, "--output", place / "joint.pt", *options)
+    table = pd.read_csv(folder / "labels.csv", sep=";")
+    test = table[table.part == "test"]
+    test.to_csv(folder / "test.csv", sep=";", index=False)
+    return {variant: _told(folder / variant, run, test) for variant in VARIANTS}
+
+
+def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
+    answers = place / "predictions.csv"
+    _command("predict", place / "joint.pt", place.parent / "test.csv", "--images", IMAGES, "--output", answers)
+    probabilities = pd.read_csv(answers, sep=";")
+    thresholds = {task: told["threshold"] for task, told in json.loads((place / "winners.json").read_text()).items()}
+    scores = _scores(test, {task: probabilities[f"{task}_probability"].to_numpy() for task in thresholds}, thresholds)
+    clocks = [run / "search.json"]
+    logs = [*run.glob("trials/*/epochs.csv")]
+    if place.name.startswith("refit"):
+        clocks.append(run / "refit" / "clock.json")
+        logs += run.glob("refit/*/epochs.csv")
+    counts = [f"train_{count}" for count in ("tn", "fp", "fn", "tp")]
+    seen = sum(int(pd.read_csv(log, sep=";")[counts].to_numpy().sum()) for log in logs)
+    return {
+        "seconds": sum(json.loads(clock.read_text())["seconds"] for clock in clocks),
+        "images_seen": seen,
+        "scores": scores,
+    }
+
+
+def _command(*words: Any) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, "-m", "ovr_ray.cli", *map(str, words)], env=environment, check=True)
+
+
+def _scores(
+    test: pd.DataFrame, probabilities: dict[str, np.ndarray], thresholds: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Per task, and of their mean: F1, average precision, and intervals over images."""
+    truth = {task: test[task].to_numpy(float) for task in probabilities}
+
+    def mean_f1(rows: np.ndarray, _: np.ndarray) -> float:
+        at = rows.astype(int)
+        return float(np.mean([f1_at(thresholds[t])(truth[t][at], probabilities[t][at]) for t in truth]))
+
+    def mean_precision(rows: np.ndarray, _: np.ndarray) -> float:
+        at = rows.astype(int)
+        return float(np.mean([average_precision(truth[t][at], probabilities[t][at]) for t in truth]))
+
+    scores = {}
+    for task in truth:
+        both = truth[task], probabilities[task]
+        f1, precision = f1_at(thresholds[task]), average_precision
+        scores[task] = {"f1": f1(*both), "f1_interval": interval(f1, *both)}
+        scores[task] |= {"ap": precision(*both), "ap_interval": interval(precision, *both)}
+    rows = np.arange(len(test))
+    scores["average"] = {"f1": mean_f1(rows, rows), "f1_interval": interval(mean_f1, rows, rows)}
+    scores["average"] |= {"ap": mean_precision(rows, rows), "ap_interval": interval(mean_precision, rows, rows)}
+    return scores
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = [
+        "| split | | task | F1 | AP | plain loop: F1 | AP | images seen, ours / plain | minutes |",
+        "|" + "---|" * 9,
+    ]
+    for each in rows:
+        figures = [_figure(each[side], kind) for side in ("ours", "plain") for kind in ("f1", "ap")]
+        seen = f"{each['ours_images']:,} / {each['plain_images']:,}"
+        minutes = f"{each['ours_s'] / 60:.0f} / {each['baseline_s'] / 60:.0f}"
+        lines.append(
+            "| " + " | ".join([str(each["seed"]), each["variant"], each["task"], *figures, seen, minutes]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _figure(scores: dict[str, Any], kind: str) -> str:
+    low, high = scores[f"{kind}_interval"]
+    return f"{scores[kind]:.3f} [{low:.3f}, {high:.3f}]"
