@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -77,9 +80,9 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
     """Decode all images into shards below the storage, where every later run finds them."""
-    from ovr_ray import verbs
-
-    images = verbs.prepare(_recipe(recipe, overrides))
+    told_how = _recipe(recipe, overrides)
+    with _on_cluster() as verbs:
+        images = verbs.prepare(told_how)
     told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
     skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
     typer.echo(f"{images.shards[0].file.parent}: {told}{skipped}")
@@ -109,9 +112,9 @@ def tune(
     extend: Extensions = [],  # noqa: B006
 ) -> None:
     """Search every task at once, or go on with a search that was interrupted."""
-    from ovr_ray import verbs
-
-    run = verbs.tune(_recipe(recipe, overrides, extend), task)
+    told_how = _recipe(recipe, overrides, extend)
+    with _on_cluster() as verbs:
+        run = verbs.tune(told_how, task)
     typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
 
 
@@ -134,9 +137,8 @@ def refit(
     task: Tasks = [],  # noqa: B006
 ) -> None:
     """Train the winners again as folds over train and validation, or go on with that."""
-    from ovr_ray import verbs
-
-    done = verbs.refit(run, folds, workers, task)
+    with _on_cluster() as verbs:
+        done = verbs.refit(run, folds, workers, task)
     typer.echo(f"{done.refit.path}: next: ovr-ray combine {run} --from refit")
 
 
@@ -241,9 +243,9 @@ def run(
     extend: Extensions = [],  # noqa: B006
 ) -> None:
     """Tune, combine, evaluate and report."""
-    from ovr_ray import verbs
-
-    metrics = verbs.run(_recipe(recipe, overrides, extend), task)
+    told_how = _recipe(recipe, overrides, extend)
+    with _on_cluster() as verbs:
+        metrics = verbs.run(told_how, task)
     tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")
@@ -265,6 +267,17 @@ def submit(
 
     home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
     typer.echo(f"{home / 'joint.pt'}: the joint model")
+
+
+@contextmanager
+def _on_cluster() -> Iterator[ModuleType]:
+    """The verbs, which are imported while Ray starts."""
+    from ovr_ray import cluster
+
+    with cluster.connected():
+        from ovr_ray import verbs
+
+        yield verbs
 
 
 def _is_folder(output: str | None) -> bool:

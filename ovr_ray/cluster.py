@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,6 +29,12 @@ CHATTY = (
 """Loggers whose warnings would hide what people want to read."""
 
 
+HEAVY = "ovr_ray.verbs"
+"""Imports all that is slow: seconds of work, of which as much as possible is done while Ray's processes start."""
+
+MOST_PRELOADED = 16
+"""CPUs of a machine, each with an idle worker that holds 300 MB of imports."""
+
 ANSWER_WITHIN = 300.0
 """Seconds for a node to look at a file; a network folder that hangs takes for ever."""
 
@@ -39,7 +46,10 @@ def in_job() -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Join the cluster, or start one that ends with this block; an open connection is used and left open."""
+    """Join the cluster, or start one that ends with this block; an open connection is used and left open.
+
+    Meanwhile another thread imports what the verbs need.
+    """
     if ray.is_initialized():
         yield
         return
@@ -47,6 +57,8 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table of its own, whatever the verbosity
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    imports = threading.Thread(target=importlib.import_module, args=[HEAVY], daemon=True)
+    imports.start()  # and not Ray in a thread: its processes would end with that
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         try:
@@ -57,6 +69,7 @@ def connected() -> Iterator[None]:
             raise BadInput(Fault("RAY_ADDRESS", problem, remedy)) from None
     else:
         _start_on_loopback(**quiet)
+    imports.join()
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
@@ -73,9 +86,14 @@ def _start_on_loopback(**quiet: Any) -> None:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=False, _system_config=_preloading(), **quiet)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _preloading() -> dict[str, Any]:
+    """Has the first workers, one for each CPU, import what a trial needs before there is one."""
+    return {"preload_python_modules": [HEAVY]} if (os.cpu_count() or 1) <= MOST_PRELOADED else {}
 
 
 def has_several_nodes() -> bool:

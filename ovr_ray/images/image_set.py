@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,14 @@ class ImageSet:
     shards : list of Shard
     facts : DataFrame
         By row of the label table: ``error``, ``sums`` and ``squares`` as in :meth:`Shard.facts`.
-    dataset : ray.data.Dataset, optional
-        Materialized, a row an image: ``row`` (int64), ``image`` (uint8, C x H x W). None: images are streamed.
+    blocks : list of ObjectRef, optional
+        In the object store, ``row`` (int64, N) and ``image`` (uint8, N x C x H x W) of each shard. None: images are
+        streamed.
     """
 
     shards: list[Shard]
     facts: pd.DataFrame
-    dataset: ray.data.Dataset | None = None
+    blocks: list[ray.ObjectRef[tuple[np.ndarray, np.ndarray]]] | None = None
 
     def for_trials(self) -> ImageSet:
         """Without what trials have no use for: each holds a copy."""
@@ -88,7 +89,7 @@ class ImageSet:
         rng : Generator, optional
             Draws the order of shards; without it they come as they are.
         """
-        if self.dataset is not None:
+        if self.blocks is not None:
             yield {row: image for row, image in self._held.items() if wanted[row]}
             return
         some = [shard for shard in self.shards if wanted[shard.rows].any()]
@@ -118,9 +119,7 @@ class ImageSet:
     @cached_property
     def _held(self) -> Images:
         """Views of the blocks in shared memory, in the order of the label table; nothing is copied."""
-        assert self.dataset is not None
-        blocks = self.dataset.iter_batches(batch_size=None, batch_format="numpy")
-        return dict(sorted(pair for block in blocks for pair in _by_row(block["row"], block["image"])))
+        return dict(sorted(pair for block in ray.get(self.blocks) for pair in _by_row(*block)))
 
 
 def prepare(table: LabelTable, data: Data, storage: str) -> list[Shard]:
@@ -183,7 +182,10 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
     if wanted.sum() * data.channels * data.image_size**2 > memory:
         return images, table
     # no CPU is claimed: blocks that are lost with a node are read again while trials hold every CPU there is
-    return replace(images, dataset=_on_cluster(every, partial(_read, wanted=wanted), num_cpus=0).materialize()), table
+    read = ray.remote(num_cpus=0)(Shard.images)
+    shared = ray.put(wanted)
+    some = [shard for shard in every if wanted[shard.rows].any()]
+    return replace(images, blocks=[read.remote(shard, shared) for shard in some]), table
 
 
 def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
@@ -197,13 +199,11 @@ def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
     return Fault("data.images", problem, "mend or remove them, or set data.on_bad_image: skip")
 
 
-def _on_cluster(
-    some: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]], **need: float
-) -> ray.data.Dataset:
+def _on_cluster(some: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
     """A task a shard, at most one for each CPU at a time."""
     tasks = ray.data.TaskPoolStrategy(size=max(1, min(len(some), int(ray.cluster_resources().get("CPU", 1)))))
     items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in some], override_num_blocks=len(some))
-    return items.map_batches(work, batch_size=None, compute=tasks, **need)
+    return items.map_batches(work, batch_size=None, compute=tasks)
 
 
 def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -214,11 +214,6 @@ def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     except storage_errors() as error:
         failure = getattr(error, "strerror", None) or str(error)
     return {"images": np.array([sum(len(shard.rows) for shard in some)]), "failure": np.array([failure], object)}
-
-
-def _read(batch: dict[str, np.ndarray], wanted: np.ndarray) -> dict[str, np.ndarray]:
-    rows, images = zip(*(shard.images(wanted) for shard in _shards_in(batch)), strict=True)
-    return {"row": np.concatenate(rows), "image": np.concatenate(images)}
 
 
 def _shards_in(batch: dict[str, np.ndarray]) -> list[Shard]:

@@ -105,7 +105,7 @@ def _search(
             f"skipped {table.files.iloc[row]} ({table.parts.iloc[row]}): {reason}", markup=False, highlight=False
         )
     where = (
-        "in memory, shared by all trials" if images.dataset else "streamed from storage, as they are too many to share"
+        "in memory, shared by all trials" if images.blocks else "streamed from storage, as they are too many to share"
     )
     console.print(f"{len(table.files)} images decoded, {images.nbytes / 1e6:,.0f} MB: {where}", highlight=False)
     mean, std = images.pixel_statistics(table.rows("train"))

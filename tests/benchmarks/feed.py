@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import ray
 import torch
 from PIL import Image
 from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.data.extensions import ArrowTensorArray
 from torch.utils.data import DataLoader, Dataset
 
 from ovr_ray import cluster
@@ -67,9 +69,11 @@ class Trial:
         torch.set_num_threads(1)
         self.number = 0
         self.feed = Feed(images, np.zeros(len(table.files), np.float32), BATCH)
-        self.dataset = images.dataset.materialize() if images.dataset else None
         (window,) = images.windows(np.ones(len(table.files), bool), None)
-        self.images = torch.from_numpy(np.stack(list(window.values())))
+        pixels = np.stack(list(window.values()))
+        self.images = torch.from_numpy(pixels)
+        columns = {"row": list(window), "image": ArrowTensorArray.from_numpy(pixels)}
+        self.dataset = ray.data.from_arrow(pa.table(columns)).materialize()
         loading = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "persistent_workers": True}
         self.loader = DataLoader(Decoding(folder, table.files.tolist(), size), **loading)
 
@@ -105,7 +109,6 @@ class Trial:
         rng = np.random.default_rng([self.number])
         flips = rng.random((IMAGES, 2)) < 0.5
         how: dict[str, Any] = {"local_shuffle_buffer_size": IMAGES, "local_shuffle_seed": self.number}
-        assert self.dataset is not None
         yield from self.dataset.iter_torch_batches(batch_size=BATCH, collate_fn=Flipping(flips), **how)
 
     def _png(self) -> Iterator[torch.Tensor]:

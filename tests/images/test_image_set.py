@@ -54,7 +54,7 @@ def test_every_image_of_train_and_validation_is_there_as_the_decoder_gives_it(
 ) -> None:
     recipe = make_recipe(data={"images": str(own_cells), "color": color})
     images, table = loaded(recipe, memory)
-    assert (images.dataset is None) == (memory == NOTHING)
+    assert (images.blocks is None) == (memory == NOTHING)
     wanted = (table.parts != "test").to_numpy()
     pixels = by_hand(recipe.data, table)
     seen = {row: image for window in images.windows(wanted, None) for row, image in window.items()}
