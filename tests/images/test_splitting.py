@@ -78,7 +78,9 @@ def test_rows_of_one_group_stay_together_with_many_labels() -> None:
     parts = split(labels, RandomSplit(), groups)
     assert len(set(zip(groups, parts, strict=True))) == groups.max() + 1
     assert parts.value_counts()["val"] == pytest.approx(200, abs=25)  # five groups
-    assert labels[parts == "val"].sum().to_numpy() == pytest.approx(0.2 * labels.sum().to_numpy(), abs=4)
+    missed = labels[parts == "val"].sum() - 0.2 * labels.sum()
+    assert missed.abs().mean() < 3  # of 2 to 80 positives; cutting combinations: 3.7 on average over seeds, here 1.6
+    assert abs(missed.l19) <= 1
 
 
 def test_a_split_of_two_labels_is_what_it_always_was() -> None:
