@@ -25,6 +25,14 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 Extensions = Annotated[
     list[str], typer.Option("--extend", metavar="TASK=+N", help="so many trials more than the recipe says (repeatable)")
 ]
+WarmStarts = Annotated[
+    list[str],
+    typer.Option(
+        "--warm-start",
+        metavar="RUN[:TASK=OTHER]",
+        help="a new search knows this run's trials, task by task of one name, or TASK those of OTHER (repeatable)",
+    ),
+]
 Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="this task alone (repeatable)")]
 
 
@@ -107,11 +115,12 @@ def tune(
     overrides: Overrides = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     extend: Extensions = [],  # noqa: B006
+    warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Search every task at once, or go on with a search that was interrupted."""
     from ovr_ray import verbs
 
-    run = verbs.tune(_recipe(recipe, overrides, extend), task)
+    run = verbs.tune(_recipe(recipe, overrides, extend), task, warm_start)
     typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
 
 
@@ -239,11 +248,12 @@ def run(
     overrides: Overrides = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     extend: Extensions = [],  # noqa: B006
+    warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Tune, combine, evaluate and report."""
     from ovr_ray import verbs
 
-    metrics = verbs.run(_recipe(recipe, overrides, extend), task)
+    metrics = verbs.run(_recipe(recipe, overrides, extend), task, warm_start)
     tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")

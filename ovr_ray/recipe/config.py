@@ -193,6 +193,9 @@ class RandInt(Range, Generic[T]):
             raise ValueError(f"randint needs whole numbers, not {list(self.bounds)}")
         return self
 
+    def __contains__(self, value: Any) -> bool:
+        return super().__contains__(value) and value == int(value)
+
 
 Domain = Choice | Range
 _DOMAINS = ("choice", "uniform", "loguniform", "randint")
