@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 import ovr_ray
 from ovr_ray.errors import BadInput
@@ -102,3 +103,15 @@ print(ray.is_initialized(), table.to_json())
     assert started == "False"
     assert json.loads(answer)["crack_probability"]["0"] == pytest.approx(by_workers.crack_probability[0], abs=1e-5)
     assert answers_of(by_workers, ["crack", "inactive"]).row_count == 1
+
+
+def test_of_many_labels_a_terminal_shows_those_that_are_there() -> None:
+    labels = [f"label-{number}" for number in range(20)]
+    yes = {"label-3": 0.81, "label-17": 0.93}
+    answered = {label: label in yes for label in labels}
+    sure = {f"{label}_probability": yes.get(label, 0.1) for label in labels}
+    console = Console(record=True, width=80)
+    console.print(answers_of(pd.DataFrame([{"filename": "a.png", "error": "", **answered, **sure}]), labels))
+    shown = console.export_text()
+    assert "label-17 0.930, label-3 0.810" in shown
+    assert "label-4" not in shown
