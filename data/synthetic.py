@@ -1,12 +1,12 @@
 """Images that look like solar cells, with cracks and inactive regions at chosen rates. For tests and for scale.
 
-python data/synthetic.py OUTPUT [--count 2000] [--size 300] [--crack 0.22] [--inactive 0.06] [--seed 0]
+python data/synthetic.py OUTPUT [--count 2000] [--size 300] [--crack 0.22] [--inactive 0.06] [--seed 0] [--areas]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
 RATES = {"crack": 0.22, "inactive": 0.06}
+AREAS = 3
+"""A side, of the areas that can have labels, too."""
 
 
 def draw(size: int, crack: bool, inactive: bool, rng: np.random.Generator) -> Image.Image:
@@ -37,13 +39,34 @@ def draw(size: int, crack: bool, inactive: bool, rng: np.random.Generator) -> Im
     return image.filter(ImageFilter.GaussianBlur(size / 400))
 
 
+def area_labels(images: Iterable[Image.Image]) -> pd.DataFrame:
+    """Eighteen labels that hang together: in which images each of 3 x 3 areas is dark, and in which it is uneven.
+
+    The darkest, or the most uneven, 40 % of the images of one area have its label, down to 5 % of another's.
+    """
+    seen = []
+    for image in images:
+        pixels = np.asarray(image, float)
+        rows = np.array_split(pixels / pixels.mean(), AREAS)
+        areas = [area for row in rows for area in np.array_split(row, AREAS, axis=1)]
+        seen.append([*(-area.mean() for area in areas), *(area.std() for area in areas)])
+    names = [f"{what}-{area}" for what in ("dark", "uneven") for area in range(AREAS**2)]
+    ranks = pd.DataFrame(seen, columns=names).rank(ascending=False, method="first")
+    return (ranks <= len(seen) * np.geomspace(0.4, 0.05, len(names))).astype(int)
+
+
 def generate(
-    output: Path, count: int = 2000, size: int = 300, rates: Mapping[str, float] = RATES, seed: int = 0
+    output: Path,
+    count: int = 2000,
+    size: int = 300,
+    rates: Mapping[str, float] = RATES,
+    seed: int = 0,
+    areas: bool = False,
 ) -> pd.DataFrame:
     """Write ``images/*.png`` and ``data.csv`` (``filename;crack;inactive``); returns the table.
 
     Each label has exactly ``round(rate * count)`` positives (independent of each other). The same seed draws the same
-    images.
+    images. With ``areas`` there are twenty labels: those of :func:`area_labels`, too.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"filename": [f"images/cell{i:0{len(str(count))}}.png" for i in range(count)]})
@@ -53,6 +76,8 @@ def generate(
     for i, row in enumerate(table.itertuples()):
         image = draw(size, bool(row.crack), bool(row.inactive), np.random.default_rng([seed, i]))
         image.save(output / str(row.filename), compress_level=1)
+    if areas:
+        table = table.join(area_labels(Image.open(output / name) for name in table.filename))
     table.to_csv(output / "data.csv", sep=";", index=False)
     return table
 
@@ -64,12 +89,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--size", type=int, default=300, help="pixels a side")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--areas", action="store_true", help="eighteen labels more: what the image's areas are like")
     for label, rate in RATES.items():
         parser.add_argument(f"--{label}", type=float, default=rate, help=f"share of images with it, default {rate}")
     given = parser.parse_args()
     rates = {label: getattr(given, label) for label in RATES}
-    table = generate(given.output, given.count, given.size, rates, given.seed)
-    print(f"{given.output / 'data.csv'}: {len(table)} images, {', '.join(f'{table[k].sum()} {k}' for k in RATES)}")
+    table = generate(given.output, given.count, given.size, rates, given.seed, given.areas)
+    counts = ", ".join(f"{table[label].sum()} {label}" for label in table.columns[1:])
+    print(f"{given.output / 'data.csv'}: {len(table)} images, {counts}")
     return 0
 
 

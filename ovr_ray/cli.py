@@ -28,6 +28,14 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 Extensions = Annotated[
     list[str], typer.Option("--extend", metavar="TASK=+N", help="so many trials more than the recipe says (repeatable)")
 ]
+WarmStarts = Annotated[
+    list[str],
+    typer.Option(
+        "--warm-start",
+        metavar="RUN[:TASK=OTHER]",
+        help="a new search knows this run's trials, task by task of one name, or TASK those of OTHER (repeatable)",
+    ),
+]
 Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="this task alone (repeatable)")]
 
 
@@ -80,9 +88,9 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
     """Decode all images into shards below the storage, where every later run finds them."""
-    told_how = _recipe(recipe, overrides)
+    asked = _recipe(recipe, overrides)
     with _on_cluster() as verbs:
-        images = verbs.prepare(told_how)
+        images = verbs.prepare(asked)
     told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
     skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
     typer.echo(f"{images.shards[0].file.parent}: {told}{skipped}")
@@ -110,11 +118,12 @@ def tune(
     overrides: Overrides = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     extend: Extensions = [],  # noqa: B006
+    warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Search every task at once, or go on with a search that was interrupted."""
-    told_how = _recipe(recipe, overrides, extend)
+    asked = _recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
-        run = verbs.tune(told_how, task)
+        run = verbs.tune(asked, task, warm_start)
     typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
 
 
@@ -241,11 +250,12 @@ def run(
     overrides: Overrides = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     extend: Extensions = [],  # noqa: B006
+    warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Tune, combine, evaluate and report."""
-    told_how = _recipe(recipe, overrides, extend)
+    asked = _recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
-        metrics = verbs.run(told_how, task)
+        metrics = verbs.run(asked, task, warm_start)
     tell_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")

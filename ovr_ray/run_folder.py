@@ -160,6 +160,11 @@ class RunFolder:
             yield TrialFolder(file.parent)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether there is a trial; before the first there is nothing that a change of the recipe could spoil."""
+        return next(self.trials(), None) is not None
+
+    @property
     def refit(self) -> RefitFolder:
         """``refit/``, there or not."""
         return RefitFolder(self.path / "refit")
@@ -182,7 +187,7 @@ class RunFolder:
         BadInput
             If they are not; says what differs.
         """
-        if next(self.trials(), None):  # before the first trial there is nothing that a change could spoil
+        if self.is_begun:
             self._refuse_changes(recipe, data_fingerprint)
             made_with = self.made_with()
         else:

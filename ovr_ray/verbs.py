@@ -49,9 +49,9 @@ def preview(recipe: Runnable, output: str | Path = "preview.png") -> None:
     contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output)
 
 
-def tune(recipe: Runnable, tasks: Collection[str] = ()) -> RunFolder:
+def tune(recipe: Runnable, tasks: Collection[str] = (), warm_start: Collection[str | Path] = ()) -> RunFolder:
     """Search every task at once, or go on with an interrupted search; see :func:`ovr_ray.search.tune`."""
-    return search.tune(_recipe(recipe), tasks)
+    return search.tune(_recipe(recipe), tasks, warm_start=warm_start)
 
 
 def status(run: RunFolder | str | Path) -> pd.DataFrame:
@@ -119,10 +119,10 @@ def report(run: RunFolder | str | Path) -> UPath:
     return reporting.report(_run(run))
 
 
-def run(recipe: Runnable, tasks: Collection[str] = ()) -> dict[str, Any]:
+def run(recipe: Runnable, tasks: Collection[str] = (), warm_start: Collection[str | Path] = ()) -> dict[str, Any]:
     """Tune, combine, evaluate and report; returns the metrics, and where the report is."""
     with cluster.connected():
-        folder = tune(recipe, tasks)
+        folder = tune(recipe, tasks, warm_start)
         metrics = evaluate(combine(folder, tasks=tasks))
     return metrics | {"report": str(report(folder))}
 

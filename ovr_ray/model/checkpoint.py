@@ -19,7 +19,7 @@ from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model import backbones
 from ovr_ray.model.sub_model import SubModel
 
-_JSON, _WEIGHTS, _TRAINING = "sub_model.json", "weights.pt", "training.pt"
+_JSON, _WEIGHTS, _TRAINING = backbones.CARD, backbones.WEIGHTS, "training.pt"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _file_or_name(weights: str) -> str:
 
 
 Weights = Annotated[str, AfterValidator(_file_or_name)]
-"""A name of torchvision's, or the path of a file."""
+"""A name of torchvision's, or the path of a file or a checkpoint."""
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -82,8 +82,8 @@ class Config(Model):
     backbone: str = "resnet18"
     """A torchvision classification network by its torchvision name, or ``efficientnet_lite0``."""
     weights: Weights | None = "DEFAULT"
-    """Where the backbone starts: a name of torchvision's (``DEFAULT``, ``IMAGENET1K_V1``), a state-dict file,
-    or null for random weights."""
+    """Where the backbone starts: a name of torchvision's (``DEFAULT``, ``IMAGENET1K_V1``), a state-dict file, the
+    checkpoint of another sub-model (its folder or ``weights.pt``), whose body is taken, or null for random weights."""
     image_size: Annotated[int, Field(ge=8)] | None = None
     """Pixels a side that the network sees; null: ``data.image_size``."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
@@ -192,6 +192,9 @@ class RandInt(Range, Generic[T]):
         if any(end != int(end) for end in self.bounds):
             raise ValueError(f"randint needs whole numbers, not {list(self.bounds)}")
         return self
+
+    def __contains__(self, value: Any) -> bool:
+        return super().__contains__(value) and value == int(value)
 
 
 Domain = Choice | Range

@@ -30,11 +30,13 @@ def _fault_at(where: tuple[str | int, ...], problem: str, value: Any) -> InitErr
 
 
 class RandomSplit(Model):
-    """Stratified on the combination of labels; what is neither val nor test is train."""
+    """Stratified on the labels; what is neither val nor test is train."""
 
     val: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: NonNegativeInt = 32
+    stratify: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Columns of 0/1 whose shares every part has, whatever the tasks are; null: the tasks' own."""
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> RandomSplit:
@@ -73,7 +75,7 @@ class Data(Model):
     """Stored pixels a side; images are squashed to a square."""
     color: Literal["gray", "rgb"] = "gray"
     limit: PositiveInt | None = None
-    """For trying out: this many rows, the shares of the label combinations kept."""
+    """For trying out: about this many rows, the shares of the labels kept."""
     on_bad_image: Literal["error", "skip"] = "error"
 
     @property

@@ -26,6 +26,8 @@ from ovr_ray.run_folder import RunFolder
 
 CHUNK = 128
 """Images of one table that are answered by one task; so few in all start no cluster."""
+SIDE_BY_SIDE = 6
+"""Labels that have a column each on a terminal."""
 TABLES = (".csv", ".parquet")
 """Files that are taken for tables that name images."""
 
@@ -217,14 +219,20 @@ def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame])
 
 
 def answers_of(table: pd.DataFrame, labels: Sequence[str]) -> Table:
-    """For people: a row an image, a column a label."""
+    """For people: a row an image, a column a label; of many labels those alone that are there, the surest first."""
+    few = len(labels) <= SIDE_BY_SIDE
     told = Table(box=SIMPLE_HEAD)
-    for column in ("image", *labels):
-        told.add_column(column, justify="left" if column == "image" else "right", overflow="fold")
+    for column in ("image", *(labels if few else ["yes"])):
+        told.add_column(column, justify="right" if few and column != "image" else "left", overflow="fold")
     for _, row in table.iterrows():
         if row.error:
             told.add_row(escape(f"{row.filename}: {row.error}"))
+            continue
+        probability = {label: row[f"{label}_probability"] for label in labels}
+        if few:
+            answers = [f"{'yes' if row[label] else 'no'} {probability[label]:.3f}" for label in labels]
         else:
-            answers = (f"{'yes' if row[label] else 'no'} {row[f'{label}_probability']:.3f}" for label in labels)
-            told.add_row(escape(row.filename), *answers)
+            there = sorted((label for label in labels if row[label]), key=lambda label: -probability[label])
+            answers = [", ".join(f"{label} {probability[label]:.3f}" for label in there)]
+        told.add_row(escape(row.filename), *answers)
     return told

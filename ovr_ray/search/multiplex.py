@@ -1,14 +1,14 @@
 """Every task at once behind one Tuner: a searcher and a scheduler per task, turns shared fairly.
 
-Both are rebuilt from the run folder when a search is resumed: finished trials are told to Optuna again, recorded
-epochs to ASHA. Draws depend on the seed, the task, the trial's number and what Optuna knows by then, not on how often
-the search was interrupted.
+Both are rebuilt from the run folder when a search is resumed: finished trials, and those of a warm start, are told to
+Optuna again, recorded epochs to ASHA. Draws depend on the seed, the task, the trial's number and what Optuna knows by
+then, not on how often the search was interrupted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from ovr_ray.recipe import Config, Recipe, Search
 from ovr_ray.run_folder import trial_name
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.space import TaskSpace
+from ovr_ray.search.warm_start import Seed, WarmStart
 from ovr_ray.session import derived_seed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,18 +40,32 @@ STARTUP_TRIALS = 5
 
 
 class TaskSearch:
-    """One task's searcher: an Optuna study, asked and told."""
+    """One task's searcher: an Optuna study, asked and told.
 
-    def __init__(self, task: str, space: TaskSpace, search: Search) -> None:
+    Parameters
+    ----------
+    task : str
+    space : TaskSpace
+    search : Search
+    seeds : sequence of Seed
+        Trials of earlier runs that it knows already.
+    """
+
+    def __init__(self, task: str, space: TaskSpace, search: Search, seeds: Sequence[Seed] = ()) -> None:
         self._task, self._space, self._search = task, space, search
         self._study = optuna.create_study(direction="maximize")
         self._asked: dict[int, optuna.Trial] = {}
+        for seed in seeds:
+            self._add(seed.config, TrialState.COMPLETE, seed.score)
+        self._first = [space.parameters(space.first())] if space.has_default or not seeds else []
+        if seeds and (best := space.parameters(max(seeds, key=lambda seed: seed.score).config)) not in self._first:
+            self._first.append(best)
 
     def ask(self, number: int) -> Config:
-        """The config of trial ``number``; the first is the recipe's default."""
+        """The config of trial ``number``: the recipe's default, the best that is known of earlier runs, then drawn."""
         self._study.sampler = self._sampler(derived_seed(self._search.seed, self._task, number))
-        if number == 0:
-            self._study.enqueue_trial(self._space.parameters(self._space.first()))
+        if number < len(self._first):
+            self._study.enqueue_trial(self._first[number])
         self._asked[number] = self._study.ask(fixed_distributions=self._space.distributions)
         return self._space.config(self._asked[number].params)
 
@@ -61,9 +76,12 @@ class TaskSearch:
         if trial.number in self._asked:
             self._study.tell(self._asked.pop(trial.number), value, state)
         else:
-            parameters, distributions = self._space.parameters(trial.config), self._space.distributions
-            told = {"state": state, "value": value, "params": parameters, "distributions": distributions}
-            self._study.add_trial(optuna.trial.create_trial(**told))
+            self._add(trial.config, state, value)
+
+    def _add(self, config: Config, state: TrialState, value: float | None) -> None:
+        parameters, distributions = self._space.parameters(config), self._space.distributions
+        told = {"state": state, "value": value, "params": parameters, "distributions": distributions}
+        self._study.add_trial(optuna.trial.create_trial(**told))
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._search.searcher == "random":
@@ -87,8 +105,10 @@ class MultiplexSearcher(Searcher):
         self._ledger, self._slots = ledger, slots
         self._running: dict[str, Trial] = {}
         self._searches = {}
+        known = WarmStart.read(ledger.run)
         for name, task in recipe.tasks.items():
-            self._searches[name] = TaskSearch(name, TaskSpace(task, recipe.data.image_size), recipe.search)
+            space = TaskSpace(task, recipe.data.image_size)
+            self._searches[name] = TaskSearch(name, space, recipe.search, known.of(name))
             for trial in ledger.trials[name]:
                 if trial.status != "unfinished":
                     self._searches[name].tell(trial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 from ray import tune as ray_tune
@@ -23,9 +24,15 @@ from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 from ovr_ray.search.progress import OUT_OF_TIME, Progress, overview
 from ovr_ray.search.trackers import refuse_lacking_packages, tracking
 from ovr_ray.search.trial import Job, train_trial
+from ovr_ray.search.warm_start import begin_with
 
 
-def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = None) -> RunFolder:
+def tune(
+    recipe: Recipe,
+    tasks: Collection[str] = (),
+    console: Console | None = None,
+    warm_start: Collection[str | Path] = (),
+) -> RunFolder:
     """Search every task at once, or go on with a search that was interrupted.
 
     Parameters
@@ -35,6 +42,8 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
         Train these alone; the others keep their budget for another time. Default: all.
     console : Console, optional
         Where progress is shown.
+    warm_start : collection of str or Path
+        Runs whose trials a new search knows before its first; see :func:`~ovr_ray.search.warm_start.begin_with`.
 
     Returns
     -------
@@ -62,6 +71,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
     table = check(recipe)
     run = RunFolder.of(recipe)
     Clock(run).refuse_a_second_search()
+    known = begin_with(run, recipe, warm_start, console)
     with cluster.connected():
         cluster.refuse_relative_paths(recipe)
         recipe = recipe.resolved()
@@ -71,6 +81,7 @@ def tune(recipe: Recipe, tasks: Collection[str] = (), console: Console | None = 
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
         split = pd.DataFrame({"filename": table.files, "part": table.parts})
         run.begin(recipe, table.fingerprint(), split)
+        known.save(run)
         ledger = Ledger(run, recipe, tasks or recipe.tasks)
         ledger.settle()
         if not ledger.complete() and not ledger.out_of_time:

@@ -28,6 +28,8 @@ class TaskSpace:
         self._fixed = {"image_size": image_size} | {k: v for k, v in task.fixed().items() if v is not None}
         self._fixed |= {"weights": None} if "weights" in task.fixed() and task.fixed()["weights"] is None else {}
         self._default = task.default
+        self.has_default = bool(task.default.model_fields_set)
+        """Whether the recipe says what the first trial is."""
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -42,6 +44,10 @@ class TaskSpace:
             varied[name] = default if default in domain else _middle(domain)
         return Config(**self._fixed | varied)
 
+    def outside(self, config: Config) -> list[str]:
+        """The varied fields of which this space could not draw the value that a config has."""
+        return [name for name, domain in self._domains.items() if getattr(config, name) not in domain]
+
     def config(self, drawn: dict[str, Any]) -> Config:
         """The config that Optuna's parameters stand for."""
         varied = {
@@ -51,7 +57,7 @@ class TaskSpace:
         return Config(**self._fixed | varied)
 
     def parameters(self, config: Config) -> dict[str, Any]:
-        """Optuna's parameters for a config of this space; the inverse of :meth:`config`."""
+        """Optuna's parameters for a config whose varied fields lie in this space; the inverse of :meth:`config`."""
         values = {name: getattr(config, name) for name in self._domains}
         return {
             name: domain.choice.index(values[name]) if isinstance(domain, Choice) else values[name]

@@ -21,6 +21,16 @@ def test_synthetic_labels_have_their_rates_and_images_follow_from_the_seed(tmp_p
         assert (image.size, image.mode) == ((24, 24), "L")
 
 
+def test_areas_give_eighteen_labels_more_to_the_same_images(tmp_path: Path) -> None:
+    table = synthetic.generate(tmp_path / "a", count=100, size=24, areas=True)
+    plain = synthetic.generate(tmp_path / "b", count=100, size=24)
+    assert table[list(plain)].equals(plain)
+    assert len(table.columns) == 1 + 20
+    assert [table["dark-0"].sum(), table["uneven-8"].sum()] == [40, 5]
+    corner = [np.asarray(Image.open(tmp_path / "a" / name))[:8, :8].mean() for name in table.filename]
+    assert np.mean(np.array(corner)[table["dark-0"] == 1]) < np.mean(corner) - 10
+
+
 def test_synthetic_defects_are_dark() -> None:
     def darkness(**defects: bool) -> float:
         cells = [synthetic.draw(64, rng=np.random.default_rng(i), **defects) for i in range(20)]

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from ovr_ray.errors import BadInput
 from ovr_ray.images import LabelTable, read_labels
-from ovr_ray.images.labels import split
-from ovr_ray.recipe import RandomSplit, parse
+from ovr_ray.recipe import parse
 
 Write = Callable[..., LabelTable]
 
@@ -20,11 +18,11 @@ Write = Callable[..., LabelTable]
 def read(tmp_path: Path) -> Write:
     """Write a CSV and empty files for images, and read it as a label table of task ``a`` (and ``b`` if it is there)."""
 
-    def written(text: str, files: int = 30, **data: Any) -> LabelTable:
+    def written(text: str, files: int = 30, tasks: dict[str, Any] | None = None, **data: Any) -> LabelTable:
         for i in range(files):
             (tmp_path / f"{i}.png").touch()
         (tmp_path / "data.csv").write_text(text)
-        tasks = {name: {} for name in ("a", "b") if f";{name}" in text.splitlines()[0]} if text else {"a": {}}
+        tasks = tasks or {name: {} for name in ("a", "b") if f";{name}" in text.partition("\n")[0]}
         where = {"labels": str(tmp_path / "data.csv"), "images": str(tmp_path)}
         recipe = parse({"name": "x", "data": where | data, "tasks": tasks or {"a": {}}})
         return read_labels(recipe.data, recipe.tasks)
@@ -146,44 +144,34 @@ def test_a_part_without_positives_is_told(read: Write) -> None:
         read(one_positive)
 
 
+def test_a_split_by_columns_of_its_own_does_not_change_with_the_tasks(read: Write) -> None:
+    bits = [[row >> bit & 1 for bit in range(4)] for row in range(30)]
+    text = "filename;a;b;c;d\n" + "\n".join(f"{i}.png;{';'.join(map(str, row))}" for i, row in enumerate(bits))
+    some, more = {"a": {}}, {"d": {}, "b": {}, "a": {}}
+    fixed: dict[str, Any] = {"split": {"stratify": ["a", "c", "d"]}}
+    for how in ({}, {"limit": 20}):
+        alone, together = (read(text, tasks=tasks, **fixed, **how) for tasks in (some, more))
+        assert alone.files.equals(together.files)
+        assert alone.parts.equals(together.parts)
+    assert not read(text, tasks=some).parts.equals(read(text, tasks=more).parts)
+
+
+def test_columns_to_stratify_by_are_checked_like_labels(read: Write) -> None:
+    with pytest.raises(BadInput, match="no column 'c'"):
+        read(rows(), split={"stratify": ["a", "c"]})
+    with pytest.raises(BadInput, match=r"column 'c'.*not 0 or 1: row 2 'x'"):
+        read(rows().replace(";a", ";a;c").replace("0.png;0", "0.png;0;x"), split={"stratify": ["c"]})
+
+
+def test_tasks_make_the_split_as_their_columns_would(read: Write) -> None:
+    text = "filename;a;b\n" + "\n".join(f"{i}.png;{i % 2};{i % 3 // 2}" for i in range(30))
+    assert read(text).parts.equals(read(text, split={"stratify": ["a", "b"]}).parts)
+
+
 def test_a_limit_keeps_the_shares_of_the_combinations(read: Write) -> None:
     table = read("filename;a\n" + "\n".join(f"{i}.png;{int(i % 5 == 0)}" for i in range(30)), limit=20)
     assert len(table.files) == 20
     assert table.labels.a.sum() == 4
-
-
-def many(seed: int = 0, count: int = 4000) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame({"a": rng.random(count) < 0.22, "b": rng.random(count) < 0.01}).astype("float32")
-
-
-def test_the_split_keeps_every_combinations_share() -> None:
-    labels = many()
-    parts = split(labels, RandomSplit(val=0.2, test=0.1, seed=1))
-    for _, group in labels.groupby(["a", "b"]):
-        shares = parts[group.index].value_counts() / len(group)
-        assert shares["val"] == pytest.approx(0.2, abs=1 / len(group))
-        assert shares["test"] == pytest.approx(0.1, abs=1 / len(group))
-
-
-def test_the_split_follows_from_its_seed() -> None:
-    labels = many()
-    assert split(labels, RandomSplit(seed=1)).equals(split(labels, RandomSplit(seed=1)))
-    assert not split(labels, RandomSplit(seed=1)).equals(split(labels, RandomSplit(seed=2)))
-
-
-def test_combinations_of_one_row_fall_into_every_part_in_proportion() -> None:
-    bits = np.arange(1024)[:, None] >> np.arange(10) & 1  # each combination of ten labels once
-    parts = split(pd.DataFrame(bits).astype("float32"), RandomSplit(val=0.2, test=0.2))
-    assert parts.value_counts()["val"] == pytest.approx(205, abs=40)
-
-
-def test_rows_of_one_group_stay_together() -> None:
-    labels = many(count=600)
-    groups = pd.Series(np.arange(600) // 6)
-    parts = split(labels, RandomSplit(val=0.25, test=0.25), groups)
-    assert len(set(zip(groups, parts, strict=True))) == groups.max() + 1
-    assert parts.value_counts()["val"] == pytest.approx(150, abs=30)
 
 
 def test_the_fingerprint_changes_with_a_label_and_with_the_split(read: Write) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from upath import UPath
 
 from ovr_ray.errors import BadInput
-from ovr_ray.model import LITE, build, names, size_fault, weights_fault
+from ovr_ray.model import LITE, Card, SubModel, build, names, save, size_fault, weights_fault
 from ovr_ray.model.backbones import head
 
 HAND_RUN = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b3", "vgg16", "vgg19", "inception_v3")
@@ -77,6 +78,44 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     fault = weights_fault("resnet18", 64, str(tmp_path / "r34.pth"))
     assert fault
     assert "do not fit" in fault.problem
+
+
+def checkpoint(folder: Path, backbone: str, size: int) -> dict[str, torch.Tensor]:
+    """Written as training does; returns its network's weights, those of the head being 7."""
+    network = build(backbone, size, dropout=0.1)
+    torch.nn.init.constant_(next(head(network).parameters()), 7.0)
+    card = Card("crack", {"backbone": backbone}, 3, {}, 0.5, size, size, 1, [0.4], [0.2])
+    save(UPath(folder), card, SubModel(network, size, size, 1, [0.4], [0.2]), {})
+    return network.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("shufflenet_v2_x0_5", 32), ("squeezenet1_1", 32), ("googlenet", 64), (LITE, 32)]
+)
+def test_a_sub_models_body_is_taken_from_its_checkpoint_and_the_head_is_new(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    trained = checkpoint(tmp_path / "checkpoint-0003", name, size)
+    for path in (tmp_path / "checkpoint-0003", tmp_path / "checkpoint-0003" / "weights.pt"):
+        assert weights_fault(name, size, str(path)) is None
+        network = build(name, size, str(path))
+        of_head = [key for key, value in network.state_dict().items() if not torch.equal(value, trained[key])]
+        last = next(key for key, module in network.named_modules() if module is head(network))
+        assert {key.rpartition(".")[0] for key in of_head} == {last}
+
+
+def test_a_checkpoint_of_another_backbone_is_told_with_its_name(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "checkpoint-0003", "shufflenet_v2_x0_5", 32)
+    for path in (tmp_path / "checkpoint-0003", tmp_path / "checkpoint-0003" / "weights.pt"):
+        fault = weights_fault("resnet18", 32, str(path))
+        assert fault
+        assert fault.problem == "is a checkpoint of backbone 'shufflenet_v2_x0_5'"
+
+
+def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
+    fault = weights_fault("resnet18", 32, str(tmp_path))
+    assert fault
+    assert "there is no file" in fault.problem
 
 
 class Trap:

@@ -120,3 +120,15 @@ def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(
     assert "24 images, val part" in (told := console.export_text())
     assert "no test part" in told
     assert "<th>val F1</th>" in RunFolder.of(recipe).file("report.html").read_text()
+
+
+def test_of_many_labels_a_terminal_shows_those_that_are_there() -> None:
+    labels = [f"label-{number}" for number in range(20)]
+    yes = {"label-3": 0.81, "label-17": 0.93}
+    answered = {label: label in yes for label in labels}
+    sure = {f"{label}_probability": yes.get(label, 0.1) for label in labels}
+    console = Console(record=True, width=80)
+    console.print(answers_of(pd.DataFrame([{"filename": "a.png", "error": "", **answered, **sure}]), labels))
+    shown = console.export_text()
+    assert "label-17 0.930, label-3 0.810" in shown
+    assert "label-4" not in shown

@@ -1,0 +1,45 @@
+"""Two labels or twenty: the same code, and the same answer for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import ovr_ray
+from data.synthetic import generate
+from ovr_ray.recipe import parse
+from ovr_ray.run_folder import RunFolder
+from tests.conftest import plain_recipe
+
+MEASURED_ANEW = ["images_per_s", "time"]
+
+
+def searched(cells: Path, storage: Path, name: str, labels: list[str], stratify: list[str]) -> RunFolder:
+    """A run with so many tasks, of two trials each: the second is drawn."""
+    recipe = plain_recipe(
+        cells, storage, name=name, search={"max_epochs": 2, "searcher": "random", "scheduler": "none"}
+    )
+    recipe["data"]["split"] = {"stratify": stratify}
+    recipe["tasks"] = {label: recipe["tasks"]["crack"] | {"trials": 2} for label in labels}
+    return ovr_ray.tune(parse(recipe))
+
+
+@pytest.mark.slow  # 35 s
+@pytest.mark.usefixtures("ray_session")
+def test_a_task_is_trained_alike_beside_one_other_and_beside_nineteen(tmp_path: Path) -> None:
+    table = generate(tmp_path / "cells", count=120, size=40, rates={"crack": 0.4, "inactive": 0.25}, areas=True)
+    labels = list(table.columns[1:])
+    two, twenty = (
+        searched(tmp_path / "cells", tmp_path, name, some, labels)
+        for name, some in (("two", ["crack", "uneven-4"]), ("twenty", labels))
+    )
+    assert two.split().equals(twenty.split())
+    for task in ("crack", "uneven-4"):
+        for number in range(2):
+            alone, beside = (run.trial(task, number) for run in (two, twenty))
+            assert alone.record()["config"] == beside.record()["config"]
+            assert len(alone.epochs()) == 2
+            same, shown = (trial.epochs().drop(columns=MEASURED_ANEW) for trial in (alone, beside))
+            pd.testing.assert_frame_equal(same, shown, rtol=1e-6)
