@@ -1,7 +1,7 @@
 """Searches of ever more trials, tasks and nodes whose trials only sleep: what the driver takes between two trials.
 
-Everything but the training is real: Tune, Optuna, ASHA, the ledger, the live table, the run folder. One search alone, as
-its last line: ``python -m tests.benchmarks.growth TRIALS TASKS NODES [--profile FILE]``, FILE being cProfile's.
+Everything but the training is real: Tune, Optuna, ASHA, the ledger, the live table, the run folder. One search alone:
+``python -m tests.benchmarks.growth TRIALS TASKS NODES [--profile FILE]``, FILE being cProfile's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from data.synthetic import generate
-from ovr_ray import reporting, search, verbs
+from ovr_ray import reporting, search
 from ovr_ray.images import ImageSet
 from ovr_ray.recipe import Recipe, parse
 from ovr_ray.run_folder import RunFolder
@@ -68,9 +68,10 @@ def sleep_as_a_trial(config: dict[str, Any], job: Job, images: ImageSet) -> None
         counts = {f"{part}_{count}": 10 for part in ("train", "val") for count in COUNTS}
         metrics = {"epoch": epoch, "lr": config["lr"], "images_per_s": 100.0, "train_loss": loss, "val_loss": loss}
         metrics |= counts | {"val_f1": f1, "threshold": 0.5, "val_f1_at_half": half, "val_average_precision": precision}
-        written.append(metrics | {"device": "cpu", "parts": 1, "time": time.time(), "began": began, "slot": os.getpid()})
+        metrics |= {"device": "cpu", "parts": 1}
+        written.append(metrics | {"time": time.time(), "began": began, "slot": os.getpid()})
         folder.write_epochs(written)
-        _report(metrics | {"device": "cpu", "parts": 1})
+        _report(metrics)
 
 
 def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) -> dict[str, Any]:
@@ -80,11 +81,15 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
     the start of its process. ``wall_s`` counts from the first trial's begin, ``driver_mb`` is the peak, ``grown_mb``
     what of it came after the imports.
     """
-    with tempfile.TemporaryDirectory(prefix="ovr-") as place, cluster(Path(place, "ray"), nodes, SLOTS) as ours:
+    with (
+        tempfile.TemporaryDirectory(prefix="ovr-") as place,
+        Path(os.devnull).open("w") as nowhere,
+        cluster(Path(place, "ray"), nodes, SLOTS) as ours,
+    ):
         generate(Path(place), count=80, size=40)
         os.environ["RAY_ADDRESS"] = ours.address
         search_run.train_trial = sleep_as_a_trial
-        watched = Console(file=Path(os.devnull).open("w"), force_terminal=True)
+        watched = Console(file=nowhere, force_terminal=True)
         before, began = _peak_mb(), time.time()
         with cProfile.Profile() if profile else nullcontext() as profiler:
             run = search.tune(_recipe(Path(place), trials, tasks), console=watched)
@@ -96,7 +101,6 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
             "driver_mb": peak,
             "grown_mb": peak - before,
             "status_s": round(seconds(lambda: Console(quiet=True).print(search.status(search.read_ledger(run)))), 3),
-            "counts_s": round(seconds(lambda: verbs.status(run)), 3),
             "report_s": round(seconds(lambda: reporting.report(run)), 3),
             "report_mb": round(run.file("report.html").stat().st_size / 1e6, 1),
         }
