@@ -80,14 +80,14 @@ def rows(load: Load = Load()) -> list[Row]:
     result = []
     for network in load.networks:
         for batch in load.batches:
-            result += _steps(load, network, batch)
-            result.append(_feeding(load, network, batch))
-        result += [_shared(load, network, load.batches[0], count) for count in load.at_once]
+            result += steps(load, network, batch)
+            result.append(feeding(load, network, batch))
+        result += [sharing(load, network, load.batches[0], count) for count in load.at_once]
         result.append(saving(network, load.device, load.size, load.runs))
     return [each | {"gpu": torch.cuda.get_device_name()} if load.device == "cuda" else each for each in result]
 
 
-def _steps(load: Load, network: str, batch: int) -> list[Row]:
+def steps(load: Load, network: str, batch: int) -> list[Row]:
     """Images are on the device already: what the network takes, flips left out."""
     images, labels = (part.to(load.device) for part in _data(load, batch))
     batches = list(zip(images.split(batch), labels.split(batch), strict=True))
@@ -103,7 +103,7 @@ def _steps(load: Load, network: str, batch: int) -> list[Row]:
     ]
 
 
-def _feeding(load: Load, network: str, batch: int) -> Row:
+def feeding(load: Load, network: str, batch: int) -> Row:
     """Pinned memory, a copy beside the step before, flips there; against flips here and ``.to(device)``."""
     images, labels = _data(load, batch)
     held = cast(ImageSet, Held(images.numpy()))
@@ -118,7 +118,7 @@ def _feeding(load: Load, network: str, batch: int) -> Row:
     return row(name, "plain .to(device)", taken["ours"], taken["plain"], 1.0, load.runs, images_per_s=rate, batch=batch)
 
 
-def _shared(load: Load, network: str, batch: int, count: int) -> Row:
+def sharing(load: Load, network: str, batch: int, count: int) -> Row:
     """Processes as trials that hold a fraction of the GPU: an epoch of each, all at once or one after the other."""
     with ExitStack() as stack:
         trials = [stack.enter_context(_process(_trial, load, network, batch)) for _ in range(count)]
