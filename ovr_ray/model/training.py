@@ -93,7 +93,8 @@ class Trainer:
         self.optimizer, self._lr_factors = _optimizer(sub_model, config)
         self.epoch, self.parts, self._workers = 0, parts, workers
         self.decision_threshold = 0.5
-        self._autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self._autocast = native if config.precision == "auto" else config.precision == "bf16"
 
     def state_dict(self) -> dict[str, Any]:
         """What training needs to go on, beside the weights of :attr:`sub_model`: tensors and plain values only."""
@@ -137,6 +138,7 @@ class Trainer:
         """
         while self.epoch < self.max_epochs:
             self.epoch += 1
+            _allow_tf32(self.config.precision == "tf32")
             yield {"epoch": self.epoch, **self._train(train(self.epoch), images), **self._validate(val())}
 
     def _train(self, batches: Batches, images: int) -> dict[str, Any]:
@@ -206,7 +208,12 @@ class Trainer:
         images = images.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits = sub_model(images)
-        return logits, labels.to(self.device, non_blocking=True)
+        return logits.float(), labels.to(self.device, non_blocking=True)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Of the whole process, which may have had another trial before; torch allows it to convolutions by default."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _none_smaller(batches: Batches, least: int) -> Batches:

@@ -112,6 +112,9 @@ class Config(Model):
     """Share of the head's inputs that training drops, beside the dropout that some backbones have of their own."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Above 0, validation, checkpoints and thresholds are of an exponential moving average of the weights."""
+    precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
+    """What a network multiplies in; its weights are float32 in any case. ``bf16``: autocast; ``tf32``: float32 with a
+    short fraction, on NVIDIA's tensor cores; ``auto``: bf16 on GPUs that have it in hardware, else fp32."""
     horizontal_flip: Fraction | None = None
     """As in :class:`Augment`; null, here and below: as the recipe's ``augment`` says."""
     vertical_flip: Fraction | None = None

@@ -22,6 +22,8 @@ FIRST = ("backbone", "lr")
 PRINT_EVERY = 30.0
 """Seconds between two tables where the output is no terminal."""
 
+DRAW_EVERY = 0.5
+"""And where it is one: to count all trials whenever one tells something would take longer with each trial."""
 
 OUT_OF_TIME = "The time budget is spent; a larger search.time_budget goes on with the rest."
 
@@ -42,21 +44,20 @@ class Progress(tune.Callback):
         self._without_gpu: set[str] = set()
         self._parts: dict[str, int] = {}
         self._live: Live | None = None
-        self._printed = 0.0
+        self._shown = 0.0
 
     def setup(self, **info: Any) -> None:
         """Open the live table, where there is a terminal to draw it on."""
         if self._console.is_terminal:
             self._live = Live(overview(self._ledger), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
-        self._printed = time.monotonic()
+        self._shown = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self._live:
-            self._live.update(overview(self._ledger))
-        elif time.monotonic() - self._printed > PRINT_EVERY:
-            self._console.print(overview(self._ledger))
-            self._printed = time.monotonic()
+        if time.monotonic() - self._shown < (DRAW_EVERY if self._live else PRINT_EVERY):
+            return
+        self._shown = time.monotonic()
+        (self._live.update if self._live else self._console.print)(overview(self._ledger))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

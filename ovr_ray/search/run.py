@@ -123,8 +123,8 @@ def _search(
     job = Job(recipe, run, table, {task: table.pos_weight(task) for task in recipe.tasks}, mean, std)
     scheduler = MultiplexScheduler(ledger)
     searcher = MultiplexSearcher(ledger, partial(_slots, recipe.search.max_concurrent, need))
-    # without it a custom searcher has one trial waiting at a time, and an autoscaler adds nodes one by one
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # Tune would start a preempted trial again, and so do we
+    # without it a custom searcher has one trial waiting at a time, and an autoscaler adds nodes one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(task.trials for task in recipe.tasks.values()))
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(ray_tune.with_parameters(train_trial, job=job, images=images.for_trials()), need),

@@ -1,4 +1,7 @@
-"""Measured against baselines: `python -m tests.benchmarks [NAME…] [--json FILE]`. No name: all but the long ones."""
+"""Measured against baselines: `python -m tests.benchmarks [NAME…] [--gpu] [--json FILE]`. No name: all but long ones.
+
+`--gpu` without a name runs what needs a GPU, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,25 @@ import importlib
 import json
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks import gpu
 from tests.benchmarks.measure import Row, machine
 
-BENCHMARKS = ("feed", "joint", "predict", "quality", "startup", "stream", "trial")
+BENCHMARKS = (
+    "checkpoints",
+    "feed",
+    "growth",
+    "joint",
+    "predict",
+    "quality",
+    "search",
+    "startup",
+    "stream",
+    "trial",
+)
 """Modules here with ``rows() -> list[Row]`` and ``LONG``; the others print what they have by commands of their own."""
 
 
@@ -21,13 +37,18 @@ def main() -> None:
     modules = {name: importlib.import_module(f"tests.benchmarks.{name}") for name in BENCHMARKS}
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(modules)}")
+    parser.add_argument("--gpu", action="store_true", help="also what needs a GPU; without names, that alone")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
     if unknown := sorted(set(asked.names) - set(modules)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(modules)}")
-    names = asked.names or [name for name, module in modules.items() if not module.LONG]
+    if asked.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: torch sees no CUDA GPU on this machine (python -c 'import torch; torch.zeros(1).cuda()')")
+    names = asked.names or [name for name, module in modules.items() if not module.LONG and not asked.gpu]
     where = machine()
     rows = [row for name in names for row in modules[name].rows()]
+    if asked.gpu:
+        rows += gpu.rows()
     Console().print(
         _table(rows), f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f} at the start"
     )

@@ -47,6 +47,7 @@ def _process(side: Callable[..., None], *what: Any) -> Iterator[Connection]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=side, args=(there, *what))
     process.start()
+    there.close()  # so that its end is told, not waited for
     try:
         yield here
     finally:

@@ -188,8 +188,8 @@ def _worker_of(driver: int) -> int | None:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Any]:
-    """A head that trains nothing and two nodes that do, as processes of this machine."""
+def cluster(folder: Path, count: int = 2, cpus: int = 1) -> Iterator[Any]:
+    """A head that trains nothing and a few nodes that do, as processes of this machine."""
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
@@ -198,8 +198,8 @@ def cluster(folder: Path) -> Iterator[Any]:
     size = {"object_store_memory": 150_000_000, "node_ip_address": "127.0.0.1"}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder), **size})
     try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1, **size)
+        for _ in range(count):
+            nodes.add_node(num_cpus=cpus, **size)
         yield nodes
     finally:
         nodes.shutdown()

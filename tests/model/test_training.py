@@ -55,6 +55,27 @@ def test_it_learns_and_reports_every_metric_each_epoch() -> None:
     assert sum(epochs[0][f"val_{count}"] for count in ("tn", "fp", "fn", "tp")) == 64
 
 
+@pytest.mark.parametrize(("precision", "computed"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_it_computes_in_the_asked_precision_and_keeps_float32_weights(precision: str, computed: torch.dtype) -> None:
+    given = trainer(max_epochs=12, precision=precision)
+    convolution = next(module for module in given.sub_model.modules() if isinstance(module, nn.Conv2d))
+    seen = set()
+    convolution.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    epochs = run(given)
+    assert seen == {computed}
+    assert {parameter.dtype for parameter in given.sub_model.parameters()} == {torch.float32}
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+
+
+def test_tf32_is_for_the_trial_that_asks_for_it_alone() -> None:
+    """Trials follow each other in one process."""
+    allowed = []
+    for precision in ("tf32", "fp32"):
+        run(trainer(max_epochs=1, precision=precision))
+        allowed.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+    assert allowed == [(True, True), (False, False)]
+
+
 @pytest.mark.parametrize(
     "config",
     [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, EVERY_OPTION],
