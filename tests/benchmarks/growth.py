@@ -53,6 +53,7 @@ def _row(trials: int, tasks: int, nodes: int) -> Row:
     command = [sys.executable, "-m", "tests.benchmarks.growth", *map(str, (trials, tasks, nodes))]
     told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
     name = f"{trials} trials, {tasks} tasks, {nodes} nodes"
+    print(f"{name}: {told}", file=sys.stderr)  # minutes pass until the next one, which may find no memory left
     idle, asleep = told.pop("idle_s"), told.pop("asleep_s")
     goal = asleep / (asleep + GOAL)
     return row(name, "perfectly packed", asleep + idle, asleep, round(goal, 3), 1, **told) | {"goal_idle_s": GOAL}
