@@ -23,5 +23,6 @@ def test_steps_and_feed_are_compared() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_comparison_runs() -> None:
     assert told(gpu.rows(LOAD)) == [*ALONE, "one at a time", "epoch without"]

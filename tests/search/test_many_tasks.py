@@ -26,7 +26,8 @@ def searched(cells: Path, storage: Path, name: str, labels: list[str], stratify:
     return ovr_ray.tune(parse(recipe))
 
 
-@pytest.mark.slow  # 35 s
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_task_is_trained_alike_beside_one_other_and_beside_nineteen(tmp_path: Path) -> None:
     table = generate(tmp_path / "cells", count=120, size=40, rates={"crack": 0.4, "inactive": 0.25}, areas=True)
