@@ -79,8 +79,8 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
     """Figures of one search; seconds, of which ``idle_s`` and ``asleep_s`` are a slot's, a trial.
 
     ``idle_s`` is what a slot waits from the end of its trial to the next one's first epoch, and at reports: all but
-    the start of its process. ``wall_s`` counts from the first trial's begin, ``driver_mb`` is the peak, ``grown_mb``
-    what of it came after the imports.
+    the start of its process. ``wall_s`` counts from the first trial's begin; ``wall_beyond_packed_s`` is what all slots
+    would not have needed of it, a trial; ``driver_mb`` is the peak, ``grown_mb`` what of it came after the imports.
     """
     with (
         tempfile.TemporaryDirectory(prefix="ovr-") as place,
@@ -97,7 +97,7 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
         total, peak = time.time() - began, _peak_mb()
         if profiler:
             profiler.dump_stats(profile)
-        return _slots(run) | {
+        return _slots(run, SLOTS * nodes) | {
             "total_s": round(total, 2),
             "driver_mb": peak,
             "grown_mb": peak - before,
@@ -121,8 +121,8 @@ def _recipe(place: Path, trials: int, tasks: int) -> Recipe:
     return parse(plain | {"tasks": named})
 
 
-def _slots(run: RunFolder) -> dict[str, Any]:
-    """How long each was there, and asleep, from its first trial's begin to its last one's end."""
+def _slots(run: RunFolder, declared: int) -> dict[str, Any]:
+    """How long each was there, and asleep, from its first trial's begin to its last one's end; not all may ever be."""
     epochs = search.read_ledger(run).history()
     by_slot = epochs.groupby("slot")
     there = (by_slot.time.max() - by_slot.began.min()).sum()
@@ -133,8 +133,8 @@ def _slots(run: RunFolder) -> dict[str, Any]:
         "idle_s": round((there - asleep) / trials, 3),
         "asleep_s": round(asleep / trials, 3),
         "wall_s": round(wall, 2),
-        "wall_beyond_packed_s": round((wall - asleep / len(by_slot)) / trials, 3),
-        "slots": len(by_slot),
+        "wall_beyond_packed_s": round((wall - asleep / declared) / trials, 3),
+        "slots": f"{len(by_slot)} of {declared}",
         "epochs": len(epochs),
     }
 
