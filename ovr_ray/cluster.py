@@ -32,9 +32,6 @@ CHATTY = (
 HEAVY = "ovr_ray.verbs"
 """Imports all that is slow: seconds of work, of which as much as possible is done while Ray's processes start."""
 
-MOST_PRELOADED = 16
-"""CPUs of a machine, each with an idle worker that holds 300 MB of imports."""
-
 ANSWER_WITHIN = 300.0
 """Seconds for a node to look at a file; a network folder that hangs takes for ever."""
 
@@ -86,14 +83,9 @@ def _start_on_loopback(**quiet: Any) -> None:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(address="local", include_dashboard=False, _system_config=_preloading(), **quiet)
+        ray.init(address="local", include_dashboard=False, **quiet)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _preloading() -> dict[str, Any]:
-    """Has the first workers, one for each CPU, import what a trial needs before there is one."""
-    return {"preload_python_modules": [HEAVY]} if (os.cpu_count() or 1) <= MOST_PRELOADED else {}
 
 
 def has_several_nodes() -> bool:
