@@ -27,6 +27,14 @@ from ovr_ray.search.trial import Job, train_trial
 from ovr_ray.search.warm_start import begin_with
 
 
+MOST_REUSED = 16
+"""Slots up to which trials follow each other in one process, as to start one and import torch takes as long as some
+trials. With more, trials end so often that Tune might hand on old processes for ever while new nodes' still start."""
+
+LOW_MEMORY = "running low on memory"
+"""What Ray says when it kills workers for memory. Tune knows no such end of a trial, and gives up."""
+
+
 def tune(
     recipe: Recipe,
     tasks: Collection[str] = (),
@@ -135,7 +143,7 @@ def _search(
             time_budget_s=ledger.seconds_left,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
-            reuse_actors=True,  # to start a process and import torch takes as long as some trials
+            reuse_actors=_slots(recipe.search.max_concurrent, need) <= MOST_REUSED,
         ),
         run_config=ray_tune.RunConfig(
             name="trials",
@@ -145,7 +153,13 @@ def _search(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except RuntimeError as error:
+        if LOW_MEMORY not in str(error):
+            raise
+        remedy = "run fewer at a time (search.max_concurrent), and run this again: it goes on"
+        raise RunFailed(f"a node ran low on memory, and Ray killed trials there: {remedy}") from None
 
 
 def _name(trial: TuneTrial) -> str:
