@@ -181,11 +181,7 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
     wanted = (table.parts != "test").to_numpy()
     if wanted.sum() * data.channels * data.image_size**2 > memory:
         return images, table
-    # no CPU is claimed: blocks that are lost with a node are read again while trials hold every CPU there is
-    read = ray.remote(num_cpus=0)(Shard.images)
-    shared = ray.put(wanted)
-    some = [shard for shard in every if wanted[shard.rows].any()]
-    return replace(images, blocks=[read.remote(shard, shared) for shard in some]), table
+    return replace(images, blocks=list(_blocks(every, wanted))), table
 
 
 def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
@@ -201,9 +197,29 @@ def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
 
 def _on_cluster(some: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
     """A task a shard, at most one for each CPU at a time."""
-    tasks = ray.data.TaskPoolStrategy(size=max(1, min(len(some), int(ray.cluster_resources().get("CPU", 1)))))
+    tasks = ray.data.TaskPoolStrategy(size=_tasks(some))
     items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in some], override_num_blocks=len(some))
     return items.map_batches(work, batch_size=None, compute=tasks)
+
+
+def _tasks(some: list[Shard]) -> int:
+    """How many work at a time: a task that claims no CPU has a process of its own, however many there are."""
+    return max(1, min(len(some), int(ray.cluster_resources().get("CPU", 1))))
+
+
+def _blocks(every: list[Shard], wanted: np.ndarray) -> Iterator[ray.ObjectRef]:
+    """The wanted rows of each shard, being read; no CPU is claimed, as trials may hold every CPU when some are lost."""
+    some = [shard for shard in every if wanted[shard.rows].any()]
+    read, shared, count = ray.remote(num_cpus=0)(_read), ray.put(wanted), _tasks(some)
+    for portion in (some[start::count] for start in range(count)):
+        blocks = read.options(num_returns=len(portion)).remote(portion, shared)
+        yield from blocks if isinstance(blocks, list) else [blocks]
+
+
+def _read(some: list[Shard], wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One after the other, so that no more than one is held."""
+    for shard in some:
+        yield shard.images(wanted)
 
 
 def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

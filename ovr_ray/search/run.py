@@ -26,7 +26,6 @@ from ovr_ray.search.trackers import refuse_lacking_packages, tracking
 from ovr_ray.search.trial import Job, train_trial
 from ovr_ray.search.warm_start import begin_with
 
-
 MOST_REUSED = 16
 """Slots up to which trials follow each other in one process, as to start one and import torch takes as long as some
 trials. With more, trials end so often that Tune might hand on old processes for ever while new nodes' still start."""
