@@ -19,7 +19,6 @@ from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
 from ovr_ray.model import Confusion
-from ovr_ray.recipe import Recipe
 from ovr_ray.results import answers_of
 from ovr_ray.results.evaluate import table_of
 from ovr_ray.run_folder import RunFolder
@@ -109,17 +108,19 @@ print(ray.is_initialized(), table.to_json())
 
 
 def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(
-    make_recipe: Callable[..., Recipe], ray_session: None
+    finished: RunFolder, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
 ) -> None:
-    recipe = make_recipe(data={"split": {"val": 0.3, "test": 0}}, search={"max_epochs": 1, "grace_epochs": 1})
-    result = ovr_ray.run(recipe)
-    assert result["part"] == "val"
-    assert result["images"] == 24
+    run = copied(finished, tmp_path)
+    split = run.split()
+    split[split.part != "test"].to_csv(run.file("split.csv"), sep=";", index=False)
+    result = ovr_ray.evaluate(run)
+    assert (result["part"], result["images"]) == ("val", 16)
     console = Console(record=True, width=200)
     console.print(table_of(result))
-    assert "24 images, val part" in (told := console.export_text())
+    assert "16 images, val part" in (told := console.export_text())
     assert "no test part" in told
-    assert "<th>val F1</th>" in RunFolder.of(recipe).file("report.html").read_text()
+    ovr_ray.report(run)
+    assert "<th>val F1</th>" in run.file("report.html").read_text()
 
 
 def test_of_many_labels_a_terminal_shows_those_that_are_there() -> None:
