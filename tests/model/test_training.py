@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,31 @@ def test_two_workers_together_take_the_steps_of_one(tmp_path: Path) -> None:
         assert told["train_loss"] == pytest.approx(row["train_loss"], abs=1e-5)
         for name in ("train_tn", "train_fp", "train_fn", "train_tp", "lr"):
             assert told[name] == row[name]
+
+
+GIVEN_BACK = """
+from pathlib import Path
+import numpy as np
+from ovr_ray.model import keep_pages
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+keep_pages()
+before = resident()
+buffers = [np.ones(1 << 20, np.uint8) for _ in range(201)]
+last = buffers.pop()  # what lies above the others keeps the heap from shrinking by itself
+del buffers
+kept = resident()
+keep_pages()
+print(kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_a_process_keeps_its_buffers_until_the_next_trial() -> None:
+    """In a process of its own, as there is no way back."""
+    told = subprocess.run([sys.executable, "-c", GIVEN_BACK], check=True, capture_output=True, text=True).stdout
+    kept, left = map(int, told.split())
+    assert kept > 200 << 20
+    assert left < 20 << 20
