@@ -16,7 +16,7 @@ import yaml
 from ovr_ray.run_folder import RunFolder
 from tests.conftest import end, free_port, plain_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NODE_TYPES = {
     "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},

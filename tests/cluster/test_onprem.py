@@ -31,8 +31,8 @@ def quickstart(cluster: Cluster) -> list[str]:
         "storage": cluster.shared / "runs",
         "data.limit": 240,
         "search.max_epochs": 3,
-        "tasks.defective.trials": 24,
-        "tasks.monocrystalline.trials": 24,
+        "tasks.defective.trials": 18,
+        "tasks.monocrystalline.trials": 18,
         "resources": "{cpu: 0.5, gpu: 0.5}",
     }
     return ["jobs/recipes/quickstart.yaml", *(f"--set={key}={value}" for key, value in sets.items())]
@@ -80,7 +80,7 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
     cluster.tell("the search has ended")
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")
     records = [trial.record() for trial in run.trials()]
-    assert [record["task"] for record in records] == ["defective"] * 24 + ["monocrystalline"] * 24
+    assert [record["task"] for record in records] == ["defective"] * 18 + ["monocrystalline"] * 18
     assert {record["status"] for record in records} <= {"finished", "stopped"}
     for trial in run.trials():
         assert trial.epochs().epoch.tolist() == list(range(1, len(trial.epochs()) + 1))
