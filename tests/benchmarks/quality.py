@@ -1,7 +1,8 @@
 """How good on images never seen: ovr-ray beside a plain loop on the solar cells, split by split.
 
 ``QUALITY_FOLDER=… python -m tests.benchmarks quality`` keeps what it made there, goes on where it was, and writes
-``table.md``; ``QUALITY_SEEDS="1 2 3"`` are the splits. Nothing looks at a test part before all choices are made.
+``table.md``; ``QUALITY_SEEDS="1 2 3"`` are the splits, ``QUALITY_OPTIONS="data.image_size=128"`` changes the recipe of
+both sides. Nothing looks at a test part before all choices are made.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ LONG = True
 ROOT = Path(__file__).parents[2]
 LABELS = Path(os.environ.get("OVR_RAY_SOLAR_CELLS", ROOT.parent / "shared" / "solar-cells" / "data.csv"))
 IMAGES, RECIPE = ROOT / "data" / "elpv", ROOT / "jobs" / "recipes" / "solar_cells_cpu.yaml"
+OPTIONS = os.environ.get("QUALITY_OPTIONS", "").split()
+PLAIN_EPOCHS = 14
+"""The plain loop's own."""
 GAIN = 0.05
 """Goal: so much more average F1 than the plain loop's."""
 
@@ -58,7 +62,7 @@ def rows() -> list[Row]:
 def _split(folder: Path, seed: int) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(LABELS, sep=";")
-    recipe = load(RECIPE)
+    recipe = load(RECIPE, OPTIONS)
     table["part"] = split(table[list(recipe.tasks)], RandomSplit(val=0.2, test=0.2, seed=seed))
     table.to_csv(folder / "labels.csv", sep=";", index=False)
     ours = _once(folder / "ours.json", lambda: _ours(folder, seed))
@@ -101,7 +105,7 @@ def _plain(folder: Path, table: pd.DataFrame, recipe: Recipe, seed: int) -> dict
 def _loop(table: pd.DataFrame, task: str, recipe: Recipe, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config, parts = recipe.tasks[task].default, {part: table[table.part == part] for part in ("train", "val", "test")}
-    how = {"size": recipe.data.image_size, "epochs": recipe.search.max_epochs, "batch": config.batch_size}
+    how = {"size": recipe.data.image_size, "epochs": PLAIN_EPOCHS, "batch": config.batch_size}
     return plain_loop(parts, task, IMAGES, config.backbone, config.weights, **how, workers=1, seed=seed)
 
 
@@ -110,7 +114,8 @@ def _ours(folder: Path, seed: int) -> dict[str, Any]:
     run = folder / "run"
     overrides = {"name": "run", "storage": folder, "data.labels": folder / "labels.csv", "data.images": IMAGES}
     overrides |= {"data.split": "{column: part}", "search.seed": seed}
-    _command("tune", RECIPE, *(word for key, value in overrides.items() for word in ("--set", f"{key}={value}")))
+    settings = [*(f"{key}={value}" for key, value in overrides.items()), *OPTIONS]
+    _command("tune", RECIPE, *(word for setting in settings for word in ("--set", setting)))
     _command("refit", run)
     for variant, options in VARIANTS.items():
         place = folder / variant

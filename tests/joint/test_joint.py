@@ -131,10 +131,11 @@ def test_a_process_that_has_torch_alone_can_use_the_joint_model(finished: RunFol
 
 
 def test_the_winner_is_the_best_checkpoint_there_is(finished: RunFolder) -> None:
+    metric = f"val_{finished.recipe().search.metric}"
     for task, winner in json.loads(finished.file("winners.json").read_text()).items():
         cards = [read_card(c) for trial in finished.trials() for c in trial.checkpoints()]
-        best = max(card.metrics["val_f1"] for card in cards if card and card.task == task)
-        assert winner["metrics"]["val_f1"] == best
+        best = max(card.metrics[metric] for card in cards if card and card.task == task)
+        assert winner["metrics"][metric] == best
 
 
 @pytest.fixture
