@@ -25,8 +25,7 @@ from ovr_ray.search import run as search_run
 from ovr_ray.search import trial as search_trial
 from ovr_ray.search.trial import Job, _report, train_trial
 from ovr_ray.session import Assignment, Session
-from tests.benchmarks.measure import Row, row, seconds
-from tests.benchmarks.trial import _process
+from tests.benchmarks.measure import Row, process, row, seconds
 from tests.conftest import plain_recipe
 
 LONG = True
@@ -44,7 +43,7 @@ def rows() -> list[Row]:
 
 def saving(network: str, device: str = "cpu", size: int = SIZE, runs: int = RUNS) -> Row:
     """An epoch and its checkpoint against the epoch alone, in a process of its own, one thread."""
-    with _process(_save, network, device, size) as pipe:
+    with process(_save, network, device, size) as pipe:
         taken = []
         for _ in range(runs + 2):  # from the third on, an older checkpoint has to go
             pipe.send(None)

@@ -19,8 +19,7 @@ from ovr_ray.images import Feed, ImageSet
 from ovr_ray.model import SubModel, Trainer, build
 from ovr_ray.recipe import Augment, Config
 from tests.benchmarks.checkpoints import saving
-from tests.benchmarks.measure import Row, in_turn, row
-from tests.benchmarks.trial import _process
+from tests.benchmarks.measure import Row, in_turn, process, row
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def feeding(load: Load, network: str, batch: int) -> Row:
 def sharing(load: Load, network: str, batch: int, count: int) -> Row:
     """Processes as trials that hold a fraction of the GPU: an epoch of each, all at once or one after the other."""
     with ExitStack() as stack:
-        trials = [stack.enter_context(_process(_trial, load, network, batch)) for _ in range(count)]
+        trials = [stack.enter_context(process(_trial, load, network, batch)) for _ in range(count)]
 
         def ask(some: list[Connection]) -> None:
             for trial in some:

@@ -1,13 +1,16 @@
-"""What benchmarks share: two things timed in turn, and a row about it."""
+"""What benchmarks share: two things timed in turn, in processes of their own if need be, and a row about it."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,3 +79,17 @@ def row(name: str, baseline: str, ours: float, theirs: float, goal: float, runs:
     """One comparison of two medians, in seconds for the same work."""
     figures = {"ratio": round(theirs / ours, 3), "goal": goal, "runs": runs, "ours_s": ours, "baseline_s": theirs}
     return {"name": name, "baseline": baseline, **figures, "torch_threads": torch.get_num_threads(), **more}
+
+
+@contextmanager
+def process(side: Callable[..., None], *what: Any) -> Iterator[Connection]:
+    """One side, waiting in a process of its own; yields the pipe that asks it for runs."""
+    here, there = multiprocessing.Pipe()
+    running = multiprocessing.get_context("spawn").Process(target=side, args=(there, *what))
+    running.start()
+    there.close()  # so that its end is told, not waited for
+    try:
+        yield here
+    finally:
+        running.terminate()
+        running.join()

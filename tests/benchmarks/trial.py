@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
 from ovr_ray.model import SubModel, Trainer, build, keep_pages
 from ovr_ray.recipe import Config
-from tests.benchmarks.measure import Row, row, seconds
+from tests.benchmarks.measure import Row, process, row, seconds
 
 LONG = True
 BATCH, STEPS, RUNS, GOAL = 32, 2, 5, 1.6
@@ -30,7 +26,7 @@ def rows() -> list[Row]:
 def _compared(network: str, size: int, threads: int) -> Row:
     taken: dict[str, list[float]] = {"trial": [], "plain loop": []}
     peaks = {}
-    with _process(_trial, network, size, threads) as ours, _process(_plain, network, size, threads) as theirs:
+    with process(_trial, network, size, threads) as ours, process(_plain, network, size, threads) as theirs:
         for _ in range(RUNS + 1):
             for name, side in (("trial", ours), ("plain loop", theirs)):
                 side.send(None)
@@ -42,19 +38,6 @@ def _compared(network: str, size: int, threads: int) -> Row:
     return row(name, "plain loop", ours_s, theirs_s, GOAL, RUNS, **more)
 
 
-@contextmanager
-def _process(side: Callable[..., None], *what: Any) -> Iterator[Connection]:
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=side, args=(there, *what))
-    process.start()
-    there.close()  # so that its end is told, not waited for
-    try:
-        yield here
-    finally:
-        process.terminate()
-        process.join()
-
-
 def _trial(pipe: Connection, network: str, size: int, threads: int) -> None:
     """As in a trial's process: bytes in, an epoch of so many batches."""
     keep_pages()
@@ -62,7 +45,7 @@ def _trial(pipe: Connection, network: str, size: int, threads: int) -> None:
     sub_model = SubModel(build(network, size), size, size, 1, [0.5], [0.25])
     config = Config(backbone=network, optimizer="adam", schedule="constant")
     trainer = Trainer(sub_model, config, pos_weight=3.0, max_epochs=1000, device=torch.device("cpu"))
-    images, labels = _data(size)
+    images, labels = data(size)
     batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     epochs = trainer.epochs(lambda epoch: batches, lambda: [(images[:4], labels[:4])], len(images))
     while True:
@@ -75,7 +58,7 @@ def _plain(pipe: Connection, network: str, size: int, threads: int) -> None:
     torch.set_num_threads(threads)
     net, loss_of = build(network, size).train(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
     optimizer = torch.optim.Adam(net.parameters())
-    images, labels = _data(size)
+    images, labels = data(size)
     inputs = ((images.float() / 255 - 0.5) / 0.25).expand(-1, 3, -1, -1)
 
     def epoch() -> None:
@@ -89,7 +72,8 @@ def _plain(pipe: Connection, network: str, size: int, threads: int) -> None:
         pipe.send((seconds(epoch), _peak_mb()))
 
 
-def _data(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def data(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drawn bytes, and labels of which a quarter is positive."""
     torch.manual_seed(0)
     return torch.randint(0, 256, (STEPS * BATCH, 1, size, size), dtype=torch.uint8), torch.arange(
         STEPS * BATCH
