@@ -86,6 +86,7 @@ class Trainer:
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
         self._trained = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _activate_out_of_place(self._trained)
         self._average = averaged(self._trained, config.ema_decay) if config.ema_decay else None
         self.sub_model = cast(SubModel, self._average.module) if self._average else self._trained
         weight, smoothing, gamma = torch.tensor(pos_weight, device=device), config.label_smoothing, config.focal_gamma
@@ -210,6 +211,13 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits = sub_model(images)
         return logits.float(), labels.to(self.device, non_blocking=True)
+
+
+def _activate_out_of_place(network: nn.Module) -> None:
+    """Where backward wants what went into an activation, autograd copies it before it is overwritten (not for ReLU)."""
+    for module in network.modules():
+        if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # ReLU6 is a Hardtanh
+            module.inplace = False
 
 
 def _allow_tf32(allowed: bool) -> None:

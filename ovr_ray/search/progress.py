@@ -81,6 +81,10 @@ class Progress(tune.Callback):
         style = "red" if crashed.status == "failed" else "yellow"
         self._console.print(told, style=style, markup=False, highlight=False)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        kept = trial.run_metadata  # Tune holds it to the end, thrice; the ledger has what is needed of it
+        kept.metric_analysis, kept.metric_n_steps = {}, {}
+
     def _trial(self, trial: Any) -> Trial:
         return self._ledger.trials[trial.config["task"]][trial.config["number"]]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
+from torch.profiler import ProfilerActivity, profile
 
 from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
 from ovr_ray.model.backbones import head
@@ -39,8 +40,8 @@ def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def trainer(max_epochs: int = 4, pos_weight: float = 3.0, workers: int = 1, **config: Any) -> Trainer:
     torch.manual_seed(0)
-    sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])
     given = Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3} | config)
+    sub_model = SubModel(build(given.backbone, 32), 32, 32, 1, [0.3], [0.2])
     return Trainer(sub_model, given, pos_weight=pos_weight, max_epochs=max_epochs, device=CPU, seed=5, workers=workers)
 
 
@@ -96,6 +97,15 @@ def test_going_on_from_a_saved_state_is_as_if_never_interrupted(config: dict[str
     rows = [*before, *run(second)]
     for metric in ("train_loss", "val_loss", "threshold", "lr"):
         assert [row[metric] for row in rows] == pytest.approx([row[metric] for row in undisturbed], abs=1e-6)
+
+
+def test_no_activation_is_copied_before_it_is_overwritten() -> None:
+    training = trainer(backbone="mobilenet_v3_small")  # of in-place ReLUs, which need no copy, and Hardswishs
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        next(training.epochs(batches, lambda: batches(99), IMAGES))
+    operators = {event.key for event in profiler.key_averages()}
+    assert {"aten::relu_", "aten::hardswish"} <= operators
+    assert "aten::hardswish_" not in operators
 
 
 def test_the_body_is_trained_from_its_epoch_on() -> None:

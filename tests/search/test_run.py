@@ -54,13 +54,19 @@ def test_every_epoch_is_logged_with_its_counts(finished: RunFolder) -> None:
 
 
 def test_a_trial_keeps_its_best_and_its_latest_checkpoint(finished: RunFolder) -> None:
+    metric = f"val_{finished.recipe().search.metric}"
     for trial in finished.trials():
         kept = [int(folder.name[-4:]) for folder in trial.checkpoints()]
-        ranked = trial.epochs().sort_values(
-            ["val_f1", "val_average_precision", "epoch"], ascending=[False, False, True]
-        )
+        ranked = trial.epochs().sort_values([metric, "epoch"], ascending=[False, True])
         assert len(kept) <= 2
         assert {ranked.epoch.iloc[0], ranked.epoch.max()} <= set(kept)
+
+
+def test_tune_keeps_no_figures_of_trials_that_have_ended(finished: RunFolder) -> None:
+    (snapshot,) = (finished.path / "trials").glob("experiment_state-*.json")
+    told = [json.loads(runtime) for _, runtime in json.loads(snapshot.read_text())["trial_data"]]
+    assert len(told) == len(list(finished.trials()))
+    assert all(trial["metric_n_steps"] == {} and trial["last_result"] for trial in told)
 
 
 def scalars(path: str, metric: str) -> list[Any]:
