@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from upath import UPath
 
-from ovr_ray.model import build, choose_threshold, f1_at, keep_pages
+from ovr_ray.model import choose_threshold, f1_at, keep_pages
 from ovr_ray.recipe import Config, Recipe, parse
 from ovr_ray.run_folder import TrialFolder, trial_name
 from ovr_ray.session import Assignment, Session, derived_seed
+from tests.benchmarks.plain import plain_loop
 
 CPU = torch.device("cpu")
 
@@ -79,51 +78,22 @@ def _batches(
 
 
 def loops(folder: Path, told: dict[str, Any], mine: slice) -> Iterator[tuple[str, float]]:
-    """PyTorch's defaults: PNGs decoded in a DataLoader every epoch, Adam, every epoch of every trial."""
+    """PyTorch's defaults, and every epoch of every trial."""
     recipe = parse(told["recipe"])
+    data, pixels = recipe.data, (told["mean"][0], told["std"][0])
     for trial in told["trials"][mine]:
-        config, task = Config(**trial["config"]), told["tasks"][trial["task"]]
-        cells = {part: Cells(recipe, told, trial["task"], part) for part in ("train", "val")}
-        train, val = (DataLoader(cells[p], config.batch_size, p == "train", num_workers=2) for p in cells)
-        net = build(config.backbone, recipe.data.image_size, config.weights)
-        optimizer = torch.optim.Adam(net.parameters(), config.lr)
-        loss_of = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(task["pos_weight"]))
-        for _ in range(recipe.search.max_epochs):
-            net.train()
-            for x, y in train:
-                optimizer.zero_grad()
-                loss_of(net(x).flatten(), y).backward()
-                optimizer.step()
-            yield trial["task"], _f1(net, val)
+        config, task = Config(**trial["config"]), trial["task"]
+        parts = {part: _table(told, task, part) for part in ("train", "val")}
+        how = {"size": data.image_size, "epochs": recipe.search.max_epochs, "batch": config.batch_size, "workers": 2}
+        rates, network = {0: config.lr}, (config.backbone, config.weights)
+        truth = parts["val"][task].to_numpy()
+        for said in plain_loop(parts, task, Path(data.images), *network, rates, pixels, **how):
+            yield task, f1_at(choose_threshold(truth, said["val"]))(truth, said["val"])
 
 
-@torch.no_grad()
-def _f1(net: nn.Module, batches: DataLoader[Any]) -> float:
-    net.eval()
-    logits, truth = zip(*((net(x).flatten(), y) for x, y in batches), strict=True)
-    labels, probability = torch.cat(truth).numpy(), torch.cat(logits).double().sigmoid().numpy()
-    return f1_at(choose_threshold(labels, probability))(labels, probability)
-
-
-class Cells(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """One part of a task, from files; train is flipped."""
-
-    def __init__(self, recipe: Recipe, told: dict[str, Any], task: str, part: str) -> None:
-        self.folder, self.size, self.flips = recipe.data.images, recipe.data.image_size, part == "train"
-        self.files, self.rows, self.labels = told["files"], told["tasks"][task][part], told["tasks"][task]["labels"]
-        self.mean, self.std = told["mean"][0], told["std"][0]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, at: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = self.rows[at]
-        image = Image.open(f"{self.folder}/{self.files[row]}").convert("L").resize((self.size, self.size))
-        pixels = (torch.from_numpy(np.array(image)).float() / 255 - self.mean) / self.std
-        for side in (0, 1):
-            if self.flips and torch.rand(()) < 0.5:
-                pixels = pixels.flip(side)
-        return pixels.expand(3, -1, -1), torch.tensor(self.labels[row])
+def _table(told: dict[str, Any], task: str, part: str) -> pd.DataFrame:
+    rows, labels = told["tasks"][task][part], told["tasks"][task]["labels"]
+    return pd.DataFrame({"filename": [told["files"][row] for row in rows], task: [labels[row] for row in rows]})
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from ovr_ray.model import Confusion, build
+from ovr_ray.model import build
 
 STAGES = {0: 1e-3, 5: 1e-4, 20: 1e-5}
 """Finished epochs -> learning rate."""
@@ -48,53 +48,56 @@ class Cells(Dataset[tuple[torch.Tensor, float]]):
 
 
 def plain_loop(
-    parts: dict[str, pd.DataFrame], task: str, folder: Path, backbone: str, weights: str | None, **how: Any
-) -> dict[str, Any]:
-    """Train with Adam, staged rates, a positive weight and flips; keep what the epoch of the best validation F1 says.
+    parts: dict[str, pd.DataFrame],
+    task: str,
+    folder: Path,
+    backbone: str,
+    weights: str | None,
+    rates: dict[int, float] = STAGES,
+    pixels: tuple[float, float] | None = None,
+    **how: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Train with Adam, staged rates, a positive weight and flips.
 
     Parameters
     ----------
     parts : dict of str to DataFrame
         train, val and, optionally, test.
+    rates : dict of int to float
+        Finished epochs -> learning rate.
+    pixels : tuple of float, optional
+        Mean and standard deviation, of 0..1; measured on train if they are not known.
     how : int
-        ``size, epochs, batch, workers, seed``.
+        ``size, epochs, batch, workers``.
 
-    Returns
-    -------
-    dict
-        ``epoch``, ``val_f1`` and ``test`` (probabilities, float32) of the best epoch; ``images`` trained on.
+    Yields
+    ------
+    dict of str to ndarray
+        After each epoch: the probabilities (float32) of every part but train.
     """
-    torch.manual_seed(how["seed"])
+    cells = {part: Cells(table, task, folder, how["size"], part == "train") for part, table in parts.items()}
+    if pixels is None:
+        train = torch.stack([image[0] for image, _ in cells["train"]])
+        pixels = float(train.mean()), float(train.std())
+    for each in cells.values():
+        each.mean, each.std = pixels
     loaders = {
-        part: DataLoader(
-            Cells(table, task, folder, how["size"], part == "train"),
-            how["batch"],
-            shuffle=part == "train",
-            num_workers=how["workers"],
-        )
-        for part, table in parts.items()
+        part: DataLoader(each, how["batch"], shuffle=part == "train", num_workers=how["workers"])
+        for part, each in cells.items()
     }
-    pixels = torch.stack([image[0] for image, _ in loaders["train"].dataset])
-    for loader in loaders.values():
-        loader.dataset.mean, loader.dataset.std = float(pixels.mean()), float(pixels.std())
     net = build(backbone, how["size"], weights)
     positive = float(parts["train"][task].mean())
     loss_of = nn.BCEWithLogitsLoss(pos_weight=torch.tensor((1 - positive) / positive))
     optimizer = torch.optim.Adam(net.parameters(), lr=1.0)
-    schedule = LambdaLR(optimizer, lambda done: next(rate for first, rate in reversed(STAGES.items()) if done >= first))
-    best: dict[str, Any] = {"val_f1": -1.0}
-    for epoch in range(1, how["epochs"] + 1):
+    schedule = LambdaLR(optimizer, lambda done: next(rate for first, rate in reversed(rates.items()) if done >= first))
+    for _ in range(how["epochs"]):
         net.train()
         for images, labels in loaders["train"]:
             optimizer.zero_grad()
             loss_of(net(images).flatten(), labels.float()).backward()
             optimizer.step()
         schedule.step()
-        answers = {part: _probabilities(net, loader) for part, loader in loaders.items() if part != "train"}
-        f1 = Confusion.of(parts["val"][task].to_numpy(), answers["val"] >= 0.5).f1
-        if f1 > best["val_f1"]:
-            best = {"epoch": epoch, "val_f1": f1, "test": answers.get("test")}
-    return best | {"images": how["epochs"] * len(parts["train"])}
+        yield {part: _probabilities(net, loader) for part, loader in loaders.items() if part != "train"}
 
 
 @torch.no_grad()
