@@ -12,6 +12,11 @@ from tests.faults.harness import Hunt, Sabotage, Victim, cluster, compare, recip
 
 PROJECT = Path(__file__).parents[2]
 SEARCHES = (("random", "none"), ("tpe", "asha"))
+SABOTAGED: dict[Sabotage, tuple[Victim, tuple[str, str]]] = {
+    "optimizer": ("worker", SEARCHES[0]),
+    "rungs": ("driver", SEARCHES[1]),
+}
+"""Who is shot in which search, so that the safeguard which was taken away is missed."""
 PER_SEARCH = 10
 """Kills of one search; the next ones are of a new one."""
 
@@ -30,8 +35,8 @@ def main() -> None:
             for victim in given.victims:
                 gallery.shoot(victim, searcher, scheduler, given.kills // len(SEARCHES))
         for sabotage in given.sabotages:
-            scheduling = SEARCHES[sabotage == "rungs"]
-            gallery.shoot("driver", *scheduling, 5, sabotage)
+            victim, search = SABOTAGED[sabotage]
+            gallery.shoot(victim, *search, 5, sabotage)
 
 
 class Gallery:
