@@ -27,7 +27,7 @@ def test_a_minimal_recipe_takes_the_defaults_and_a_task_reads_the_column_of_its_
     recipe = parse(minimal())
     assert recipe.tasks["crack"].column == "crack"
     assert recipe.data.separator == ";"
-    assert recipe.search.metric == "f1"
+    assert recipe.search.metric == "average_precision"
 
 
 def test_all_faults_come_at_once_each_with_its_path(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Driver:
         folder = self.run.trial(config["task"], config["number"])
         rows = folder.epochs().to_dict("records")
         self._ids += 1
-        row = {"epoch": len(rows) + 1, "val_f1": score, "time": float(self._ids)}
+        row = {"epoch": len(rows) + 1, "val_average_precision": score, "time": float(self._ids)}
         folder.write_epochs([*rows, row])  # type: ignore[list-item]
         decision = self.scheduler.on_trial_result(None, SimpleNamespace(config=config), row)
         if decision == TrialScheduler.STOP:
@@ -104,7 +104,7 @@ def end_plainly(driver: Driver, trial_id: str) -> None:
     """Two epochs, the last as Tune's function runner ends: with the last result once more."""
     for _ in range(2):
         driver.epoch(trial_id, 0.5)
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 2, "val_f1": 0.5})
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 2, "val_average_precision": 0.5})
     del driver.live[trial_id]
 
 
@@ -274,7 +274,7 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(make_recipe: Make) -> No
     driver.fill()
     full, other = driver.live
     told = "/runs/tiny/trials: No space left on device"
-    driver.searcher.on_trial_complete(full, {"epoch": 0, "val_f1": 0.0, "unwritable": told})
+    driver.searcher.on_trial_complete(full, {"epoch": 0, "val_average_precision": 0.0, "unwritable": told})
     assert driver.fill() == Searcher.FINISHED
     assert driver.epoch(other, 0.5) == TrialScheduler.STOP
     with pytest.raises(RunFailed, match="No space left on device; make room there"):
@@ -287,7 +287,7 @@ def test_a_trial_too_large_for_the_memory_fails_at_once_with_its_config(make_rec
     driver.fill()
     (trial_id,) = driver.live
     told = "out of memory on cuda with batches in 16 parts: {'backbone': 'resnet101'}"
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 0, "val_f1": 0.0, "out_of_memory": told})
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 0, "val_average_precision": 0.0, "out_of_memory": told})
     record = driver.run.trial("crack", 0).record()
     assert (record["status"], record["reason"]) == ("failed", told)
 
@@ -305,7 +305,7 @@ def test_a_diverged_trial_keeps_its_reason(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=1), slots=1)
     driver.fill()
     trial_id = next(iter(driver.live))
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 1, "val_f1": 0.0, "diverged": "loss nan"})
+    driver.searcher.on_trial_complete(trial_id, {"epoch": 1, "val_average_precision": 0.0, "diverged": "loss nan"})
     record = driver.run.trial("crack", 0).record()
     assert (record["status"], record["reason"]) == ("diverged", "loss nan")
 
@@ -330,7 +330,9 @@ def test_a_node_that_does_not_see_storage_ends_the_search_and_costs_no_trial(mak
     driver = Driver(unlimited(make_recipe), slots=2)
     driver.fill()
     blind, other = driver.live
-    driver.searcher.on_trial_complete(blind, {"epoch": 0, "val_f1": 0.0, "unseen": "node w2 does not see /shared"})
+    driver.searcher.on_trial_complete(
+        blind, {"epoch": 0, "val_average_precision": 0.0, "unseen": "node w2 does not see /shared"}
+    )
     assert driver.fill() == Searcher.FINISHED
     assert "node w2 does not see /shared" in str(driver.ledger.refusal)
     driver.epoch(other, 0.5)

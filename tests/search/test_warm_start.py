@@ -33,7 +33,7 @@ def add(run: RunFolder, task: str, number: int, status: Status = "finished", **c
     given = Config(lr=10 ** (-4 + number / 8)).model_copy(update=config)
     Trial(task, number, given, run.trial(task, number), status).save()
     score = 0.99 - abs(math.log10(given.lr / BEST)) / 4
-    rows = [{"epoch": 1, "val_f1": score, "val_average_precision": 0.1}, {"epoch": 2, "val_f1": 0.2}]
+    rows = [{"epoch": 1, "val_average_precision": score, "val_f1": 0.1}, {"epoch": 2, "val_average_precision": 0.2}]
     run.trial(task, number).write_epochs(rows)
 
 
@@ -103,7 +103,7 @@ def test_trials_that_are_not_used_are_counted_with_their_reasons(make_recipe: Ma
 
 
 def test_the_score_is_the_best_by_the_new_searchs_metric(make_recipe: Make, old: RunFolder) -> None:
-    driver, _ = begin(make_recipe(search={"metric": "average_precision"}), old.path)
+    driver, _ = begin(make_recipe(search={"metric": "f1"}), old.path)
     assert {seed.score for seed in WarmStart.read(driver.run).seeds} == {0.1}
     with_less, told = begin(make_recipe(name="less", search={"metric": "f1_at_half"}), old.path)
     assert WarmStart.read(with_less.run).seeds == []
@@ -189,7 +189,8 @@ def test_a_search_from_an_old_runs_trials_and_body_has_winners_of_its_own(
 ) -> None:
     before = copied(finished, tmp_path / "before")
     for trial in before.trials():  # no trial of the new search can be as good
-        trial.write_epochs([row | {"val_f1": 1.0} for row in trial.epochs().to_dict("records")])  # type: ignore[misc]
+        rows = trial.epochs().assign(val_average_precision=1.0)
+        trial.write_epochs(rows.to_dict("records"))  # type: ignore[arg-type]
     best = winners.choose(finished)["crack"]
     task = make_recipe().dump()["tasks"]["crack"] | {"trials": 2}
     task["default"]["weights"] = str(best.checkpoint)
@@ -204,7 +205,10 @@ def test_a_search_from_an_old_runs_trials_and_body_has_winners_of_its_own(
     assert {record["weights"] for record in records} == {str(best.checkpoint)}
     winner = winners.choose(run)["crack"]
     assert winner.checkpoint.is_relative_to(run.path)
-    assert ovr_ray.status(run).loc["crack", ["begun", "best"]].tolist() == [2, winner.card.metrics["val_f1"]]
+    assert ovr_ray.status(run).loc["crack", ["begun", "best"]].tolist() == [
+        2,
+        winner.card.metrics["val_average_precision"],
+    ]
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_before_anything_trains(
