@@ -28,6 +28,7 @@ def recipe(bucket: str, cells: Path, tmp_path: Path) -> dict[str, Any]:
     return recipe | {"storage": f"{bucket}/runs"}
 
 
+@pytest.mark.slow
 def test_images_in_a_bucket_are_decoded_once_and_a_changed_one_again(
     recipe: dict[str, Any], bucket: str, tmp_path: Path
 ) -> None:

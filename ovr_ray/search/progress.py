@@ -19,6 +19,9 @@ from ovr_ray.search.ledger import Ledger, Trial
 FIRST = ("backbone", "lr")
 """Config fields that are told before the others."""
 
+SHORT = {"average_precision": "AP", "f1": "F1", "f1_at_half": "F1 at 0.5"}
+"""What ``search.metric`` is called where there are 80 columns for all."""
+
 PRINT_EVERY = 30.0
 """Seconds between two tables where the output is no terminal."""
 
@@ -98,11 +101,12 @@ class Progress(tune.Callback):
 
 
 def overview(ledger: Ledger) -> RenderableType:
-    """A row a task (stopped: early, by its scheduler), and below what the best trial of each was trained with."""
+    """A row a task (stopped: early, by its scheduler; best: on validation), and below its best trial's config."""
     table = Table(
         title=f"{ledger.recipe.name}: {ledger.clock.seconds / 60:.1f} min", title_justify="left", box=SIMPLE_HEAD
     )
-    for column in ("task", "trials", "running", "done", "stopped", "failed", f"best {ledger.metric}"):
+    best_one = f"best {SHORT[ledger.recipe.search.metric]}"
+    for column in ("task", "trials", "running", "done", "stopped", "failed", best_one):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task, row in ledger.counts().iterrows():
         best = "" if math.isnan(row.best) else f"{row.best:.3f}"

@@ -172,6 +172,7 @@ class Search:
         return self.process.communicate(timeout=200)[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
     second_search = ovr_ray.tune  # imports all there is, before the clock ticks
     recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 14, "scheduler": "none"})
