@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 
 from ovr_ray.images.labels import split
 from ovr_ray.model import average_precision, f1_at, interval
-from ovr_ray.recipe import RandomSplit, Recipe, load
+from ovr_ray.recipe import Config, RandomSplit, Recipe, load
 from tests.benchmarks.measure import Row, row
 from tests.benchmarks.plain import plain_loop
 
@@ -90,11 +91,10 @@ def _once(file: Path, make: Any) -> dict[str, Any]:
 
 def _plain(folder: Path, table: pd.DataFrame, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Both tasks at once, as trials are: a process and a core each."""
-    began = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(len(recipe.tasks)) as pool:
-        found = dict(
-            zip(recipe.tasks, pool.starmap(_loop, [(table, t, recipe, seed) for t in recipe.tasks]), strict=True)
-        )
+    began, size = time.monotonic(), recipe.data.image_size
+    jobs = [(table, name, task.default, size, seed) for name, task in recipe.tasks.items()]
+    with ProcessPoolExecutor(len(jobs), multiprocessing.get_context("spawn")) as pool:
+        found = dict(zip(recipe.tasks, pool.map(_loop, *zip(*jobs, strict=True)), strict=True))
     test = table[table.part == "test"]
     probabilities = {task: np.asarray(told["test"]) for task, told in found.items()}
     scores = _scores(test, probabilities, dict.fromkeys(recipe.tasks, 0.5))
@@ -102,12 +102,12 @@ def _plain(folder: Path, table: pd.DataFrame, recipe: Recipe, seed: int) -> dict
     return {"seconds": time.monotonic() - began, "images_seen": images, "scores": scores}
 
 
-def _loop(table: pd.DataFrame, task: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _loop(table: pd.DataFrame, task: str, config: Config, size: int, seed: int) -> dict[str, Any]:
     """What the epoch of the best validation F1 says of the test part, the decision at 0.5."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    config, parts = recipe.tasks[task].default, {part: table[table.part == part] for part in ("train", "val", "test")}
-    how = {"size": recipe.data.image_size, "epochs": PLAIN_EPOCHS, "batch": config.batch_size, "workers": 1}
+    parts = {part: table[table.part == part] for part in ("train", "val", "test")}
+    how = {"size": size, "epochs": PLAIN_EPOCHS, "batch": config.batch_size, "workers": 1}
     truth = parts["val"][task].to_numpy()
     epochs = plain_loop(parts, task, IMAGES, config.backbone, config.weights, **how)
     best = max(epochs, key=lambda said: f1_at(0.5)(truth, said["val"]))
