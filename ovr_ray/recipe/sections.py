@@ -163,7 +163,7 @@ class Search(Model):
     """How every task is searched."""
 
     metric: Literal["f1", "f1_at_half", "average_precision"] = "average_precision"
-    """What trials and epochs are compared by: ``val_<metric>``; the F1 of few positive images is a lottery."""
+    """What trials and epochs are compared by: ``val_<metric>``."""
     searcher: Literal["tpe", "random"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
     max_epochs: PositiveInt = 30

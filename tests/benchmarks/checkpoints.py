@@ -60,7 +60,7 @@ def _save(pipe: Connection, network: str, device: str, size: int) -> None:
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as place:
         config, metric = Config(backbone=network, weights=None, batch_size=BATCH), "val_f1"
-        recipe = _recipe(Path(place), 1, 1000)
+        recipe = _recipe(Path(place), 1, 1000, data={"image_size": size})
         where = TrialFolder(UPath(place) / "trials" / "crack-0000")
         given = Assignment(where, "crack", config, 0, 1.0, [0.5], [0.25], 1000, metric, recipe.checkpoints)
         session = Session(given, recipe, torch.device(device), parts=1)
@@ -72,8 +72,8 @@ def _save(pipe: Connection, network: str, device: str, size: int) -> None:
             pipe.send((metrics["images_per_s"], seconds(lambda metrics=metrics: session.save(metrics))))
 
 
-def _recipe(place: Path, trials: int, epochs: int) -> Recipe:
-    plain = plain_recipe(place, place / "runs", search={"max_epochs": epochs})
+def _recipe(place: Path, trials: int, epochs: int, **sections: Any) -> Recipe:
+    plain = plain_recipe(place, place / "runs", search={"max_epochs": epochs}, **sections)
     return parse(plain | {"tasks": {name: task | {"trials": trials} for name, task in plain["tasks"].items()}})
 
 
