@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import pandas as pd
 import yaml
@@ -235,12 +236,15 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 
 def write_whole(file: UPath, content: str | bytes) -> None:
-    """Write a file so that a reader, or a power cut, finds the old one or the new, never half of it."""
+    """Write a file so that a reader, another writer or a power cut finds the old one or a new one, never half of it."""
     content = content.encode() if isinstance(content, str) else content
     if isinstance(file, Path):
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(file)
+        partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")  # trials may mend the same shard at once
+        try:
+            partial.write_bytes(content)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     else:  # object stores put whole objects
         file.write_bytes(content)
 

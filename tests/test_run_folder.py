@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
@@ -10,7 +12,7 @@ import ray
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder, storage_errors
+from ovr_ray.run_folder import RunFolder, storage_errors, write_whole
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 
@@ -89,3 +91,20 @@ def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_rec
 def test_what_storage_may_raise_can_be_asked_while_botocore_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore.exceptions", ModuleType("botocore.exceptions"))
     assert storage_errors() == (OSError, ImportError, ValueError)
+
+
+def test_many_may_write_a_file_at_once_and_it_is_always_one_of_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    contents = [bytes([writer]) * 1_000_000 for writer in range(8)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for _ in range(5):
+            list(pool.map(lambda content: write_whole(file, content), contents))
+            assert file.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="taken"):
+        write_whole(tmp_path / "taken", "new")
+    assert [each.name for each in tmp_path.iterdir()] == ["taken"]
