@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny, and threads 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from upath import UPath
 
 from data.synthetic import generate
@@ -161,25 +162,25 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
+def copy_run(run: RunFolder, storage: Path) -> RunFolder:
+    """A run folder, in another storage."""
+    there = RunFolder(UPath(storage / run.path.name))
+    shutil.copytree(str(run.path), str(there.path))
+    recipe = there.file("recipe.yaml")
+    recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
+    return there
+
+
 @pytest.fixture(scope="session")
-def finished(cells: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
-    """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``."""
+def finished(cells: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None, worker_id: str) -> RunFolder:
+    """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``; searched once."""
     import ovr_ray
 
-    recipe = parse(plain_recipe(cells, tmp_path_factory.mktemp("runs")))
-    ovr_ray.run(recipe)
-    return RunFolder.of(recipe)
-
-
-@pytest.fixture(scope="session")
-def copied() -> Callable[[RunFolder, Path], RunFolder]:
-    """Copies a run folder to another storage, to be changed there."""
-
-    def copy(run: RunFolder, storage: Path) -> RunFolder:
-        there = RunFolder(UPath(storage / run.path.name))
-        shutil.copytree(str(run.path), str(there.path))
-        recipe = there.file("recipe.yaml")
-        recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
-        return there
-
-    return copy
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent  # of all of xdist's processes
+    recipe = parse(plain_recipe(cells, shared / "finished"))
+    run = RunFolder.of(recipe)
+    with FileLock(shared / "finished.lock"):
+        if not run.file("metrics.json").exists():
+            ovr_ray.run(recipe)
+    return copy_run(run, tmp_path_factory.mktemp("runs"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ovr_ray.images import read_table
 from ovr_ray.model import build, read_card
 from ovr_ray.recipe import load
 from ovr_ray.run_folder import RunFolder
+from tests.conftest import copy_run
 
 
 class Evil:
@@ -68,10 +68,8 @@ def test_weights_run_nothing(evil: Evil, tmp_path: Path) -> None:
     assert not evil.made.exists()
 
 
-def test_a_checkpoint_runs_nothing_and_is_named(
-    finished: RunFolder, evil: Evil, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
-) -> None:
-    run = copied(finished, tmp_path)
+def test_a_checkpoint_runs_nothing_and_is_named(finished: RunFolder, evil: Evil, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
     for trial in run.trials():
         for checkpoint in trial.checkpoints():
             card, weights = read_card(checkpoint), checkpoint / "weights.pt"
@@ -87,7 +85,7 @@ def test_a_checkpoint_runs_nothing_and_is_named(
 
 @pytest.mark.slow
 def test_nothing_that_ray_pickled_is_read(finished: RunFolder, evil: Evil, tmp_path: Path, copied: Any) -> None:
-    run = copied(finished, tmp_path)
+    run = copy_run(finished, tmp_path)
     pickles = list(run.path.rglob("*.pkl"))
     assert pickles
     for file in pickles:

@@ -15,6 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import ovr_ray
 from ovr_ray.recipe import Recipe
 from ovr_ray.run_folder import RunFolder
+from tests.conftest import copy_run
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +106,8 @@ def test_it_tells_what_was_measured_and_needs_no_network(finished: RunFolder, pa
     assert not re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?!data:)", html)
 
 
-def test_without_a_joint_model_it_tells_of_the_search_alone(
-    finished: RunFolder, copied: Callable[[RunFolder, Path], RunFolder], tmp_path: Path
-) -> None:
-    run = copied(finished, tmp_path)
+def test_without_a_joint_model_it_tells_of_the_search_alone(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
     run.file("joint.pt").write_bytes(run.file("joint.pt").read_bytes() + b"another")
     assert "joint.pt has changed since it was evaluated" in ovr_ray.report(run).read_text()
     for name in ("joint.pt", "winners.json", "metrics.json"):
@@ -119,10 +118,8 @@ def test_without_a_joint_model_it_tells_of_the_search_alone(
     assert "Reliability" not in html
 
 
-def test_a_name_cannot_bring_a_script_into_the_page(
-    finished: RunFolder, copied: Callable[[RunFolder, Path], RunFolder], tmp_path: Path
-) -> None:
-    run = copied(finished, tmp_path)
+def test_a_name_cannot_bring_a_script_into_the_page(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
     predictions = pd.read_csv(run.file("predictions.csv").open(), sep=";")
     predictions["filename"] = "</script><b>bold</b>.png"
     predictions["crack_probability"] = 1 - predictions.crack  # all wrong, so that all are shown

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from ovr_ray.model import Confusion
 from ovr_ray.results import answers_of
 from ovr_ray.results.evaluate import table_of
 from ovr_ray.run_folder import RunFolder
+from tests.conftest import copy_run
 
 
 def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFolder, cells: Path) -> None:
@@ -107,10 +107,8 @@ print(ray.is_initialized(), table.to_json())
     assert answers_of(by_workers, ["crack", "inactive"]).row_count == 1
 
 
-def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(
-    finished: RunFolder, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
-) -> None:
-    run = copied(finished, tmp_path)
+def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
     split = run.split()
     split[split.part != "test"].to_csv(run.file("split.csv"), sep=";", index=False)
     result = ovr_ray.evaluate(run)

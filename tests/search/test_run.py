@@ -24,7 +24,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.model import learning_rate
 from ovr_ray.recipe import Config, Recipe, Resources, parse
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import EVERY_OPTION, ancestors, plain_recipe
+from tests.conftest import EVERY_OPTION, ancestors, copy_run, plain_recipe
 
 METRICS = {
     "train_loss",
@@ -110,10 +110,8 @@ def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
     assert before == {str(file): file.stat().st_mtime for file in finished.path.rglob("epochs.csv")}
 
 
-def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(
-    finished: RunFolder, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
-) -> None:
-    run = copied(finished, tmp_path)
+def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
     last = next(trial for trial in run.trials() if trial.record()["status"] == "finished")
     epochs = last.epochs()
     last.write_record(last.record() | {"status": "unfinished"})

@@ -22,6 +22,7 @@ from ovr_ray.recipe import Config, Recipe
 from ovr_ray.run_folder import RunFolder, Status
 from ovr_ray.search.ledger import Trial
 from ovr_ray.search.warm_start import FILE, WarmStart, begin_with
+from tests.conftest import copy_run
 from tests.search.test_multiplex import Driver, end_plainly, run_down, unlimited
 
 Make = Callable[..., Recipe]
@@ -185,9 +186,9 @@ def test_the_command_line_passes_it_on(make_recipe: Make, tmp_path: Path) -> Non
 
 @pytest.mark.slow  # 20 s
 def test_a_search_from_an_old_runs_trials_and_body_has_winners_of_its_own(
-    make_recipe: Make, finished: RunFolder, tmp_path: Path, copied: Callable[[RunFolder, Path], RunFolder]
+    make_recipe: Make, finished: RunFolder, tmp_path: Path
 ) -> None:
-    before = copied(finished, tmp_path / "before")
+    before = copy_run(finished, tmp_path / "before")
     for trial in before.trials():  # no trial of the new search can be as good
         rows = trial.epochs().assign(val_average_precision=1.0)
         trial.write_epochs(rows.to_dict("records"))  # type: ignore[arg-type]
