@@ -36,9 +36,6 @@ EVERY_OPTION: dict[str, Any] = {
     "warmup_epochs": 1.5,
     "body_lr_factor": 0.3,
     "unfreeze_epoch": 2,
-    "label_smoothing": 0.1,
-    "focal_gamma": 1.5,
-    "dropout": 0.2,
     "ema_decay": 0.9,
 }
 """Of training; all are off by default."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 from upath import UPath
@@ -29,7 +28,7 @@ def names() -> list[str]:
     return [LITE, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def build(name: str, image_size: int, weights: str | None = None, dropout: float = 0.0) -> nn.Module:
+def build(name: str, image_size: int, weights: str | None = None) -> nn.Module:
     """A network that maps (N, 3, image_size, image_size) to one logit each, (N, 1).
 
     Parameters
@@ -42,8 +41,6 @@ def build(name: str, image_size: int, weights: str | None = None, dropout: float
         ``DEFAULT`` or another name of torchvision's weights (downloaded by torchvision unless it has them), or the
         path of a state-dict file of this network, with its head or without, or of a sub-model's checkpoint (its
         folder, or the weights in it). None: random. The head is new in any case.
-    dropout : float
-        Share of the head's inputs that training drops, beside the dropout that some networks have of their own.
 
     Raises
     ------
@@ -57,7 +54,7 @@ def build(name: str, image_size: int, weights: str | None = None, dropout: float
         for auxiliary in ("AuxLogits", "aux1", "aux2"):
             setattr(network, auxiliary, None)
         network.aux_logits = False  # type: ignore[assignment]
-    _replace_head(network, dropout)
+    _replace_head(network)
     return _FirstOutput(network) if hasattr(network, "aux_logits") else network
 
 
@@ -212,42 +209,19 @@ def _last_layer(network: nn.Module) -> nn.Module:
     return layers[-1]
 
 
-def _replace_head(network: nn.Module, dropout: float) -> None:
+def _replace_head(network: nn.Module) -> None:
     old = _last_layer(network)
     path = _path_of(network, old)
     if isinstance(old, nn.Linear):
-        linear = _DropoutLinear(old.in_features, dropout) if dropout else nn.Linear(old.in_features, 1)
+        linear = nn.Linear(old.in_features, 1)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
         network.set_submodule(path, linear)
     else:  # SqueezeNet: a convolution, and a ReLU behind it that would keep the logit from being negative
         assert isinstance(old, nn.Conv2d)
-        convolution = _DropoutConv2d(old.in_channels, dropout) if dropout else nn.Conv2d(old.in_channels, 1, 1)
-        network.set_submodule(path, convolution)
+        network.set_submodule(path, nn.Conv2d(old.in_channels, 1, 1))
         parent, _, index = path.rpartition(".")
         network.set_submodule(f"{parent}.{int(index) + 1}", nn.Identity())
-
-
-class _DropoutLinear(nn.Linear):
-    """A head with dropout in it: one before it would rename its weights in a state dict."""
-
-    def __init__(self, inputs: int, dropout: float) -> None:
-        super().__init__(inputs, 1)
-        self.dropout = dropout
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.linear(F.dropout(features, self.dropout, self.training), self.weight, self.bias)
-
-
-class _DropoutConv2d(nn.Conv2d):
-    """The same of SqueezeNet's head."""
-
-    def __init__(self, inputs: int, dropout: float) -> None:
-        super().__init__(inputs, 1, 1)
-        self.dropout = dropout
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.dropout(features, self.dropout, self.training), self.weight, self.bias)
 
 
 class _FirstOutput(nn.Module):

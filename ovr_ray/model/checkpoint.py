@@ -60,8 +60,7 @@ class Card:
 
     def sub_model(self, weights: str | None = None) -> SubModel:
         """Build it, the body starting from these weights (random by default)."""
-        dropout = self.config.get("dropout", 0.0)  # older checkpoints name none
-        network = backbones.build(self.config["backbone"], self.image_size, weights, dropout)
+        network = backbones.build(self.config["backbone"], self.image_size, weights)
         return SubModel(network, self.stored_size, self.image_size, self.channels, self.mean, self.std)
 
 

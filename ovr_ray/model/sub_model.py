@@ -48,10 +48,9 @@ class SubModel(nn.Module):
     def set_frozen(self, frozen: bool) -> None:
         """Train the head alone, or the whole network; the body of a frozen network keeps its batch statistics."""
         self.network.requires_grad_(not frozen)
-        head = backbones.head(self.network).requires_grad_(True)
+        backbones.head(self.network).requires_grad_(True)
         if self.training and frozen:
             self.network.eval()
-            head.train()  # its dropout
 
 
 def prepared(images: torch.Tensor, channels: int, size: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovr_ray.model import backbones
 from ovr_ray.model.averaging import averaged
-from ovr_ray.model.loss import cross_entropy, training_loss
 from ovr_ray.model.metrics import average_precision, choose_threshold, f1_at
 from ovr_ray.model.schedule import learning_rate
 from ovr_ray.model.sub_model import SubModel
@@ -89,9 +87,7 @@ class Trainer:
         _activate_out_of_place(self._trained)
         self._average = averaged(self._trained, config.ema_decay) if config.ema_decay else None
         self.sub_model = cast(SubModel, self._average.module) if self._average else self._trained
-        weight, smoothing, gamma = torch.tensor(pos_weight, device=device), config.label_smoothing, config.focal_gamma
-        self._loss = partial(training_loss, pos_weight=weight, smoothing=smoothing, gamma=gamma)
-        self._reported_loss = partial(cross_entropy, pos_weight=weight)
+        self._loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, device=device))
         self.optimizer, self._lr_factors = _optimizer(sub_model, config)
         self.epoch, self.parts, self._workers = 0, parts, workers
         self.decision_threshold = 0.5
@@ -131,7 +127,7 @@ class Trainer:
         ------
         dict
             ``lr`` is the head's at the epoch's last step; ``train_`` figures are of the weights as they were trained,
-            ``val_`` ones and the threshold of :attr:`sub_model`; both losses are :func:`.loss.cross_entropy`.
+            ``val_`` ones and the threshold of :attr:`sub_model`; both losses are the cross-entropy, positives weighted.
 
         Raises
         ------
@@ -158,8 +154,9 @@ class Trainer:
             parts = min(self.parts, len(labels) // self._workers // 2)  # so many in every worker
             for part in _parts_of(*_share_of(pixels, labels, self._workers), parts):
                 logits, targets = self._forward(network, *part)
-                (self._loss(logits, targets) * (self._workers * len(logits) / len(labels))).backward()
-                tally.add(logits.detach(), targets, self._reported_loss(logits.detach(), targets))
+                loss = self._loss(logits, targets)
+                (loss * (self._workers * len(logits) / len(labels))).backward()
+                tally.add(logits.detach(), targets, loss.detach())
             self.optimizer.step()
             if self._average:
                 self._average.update_parameters(self._trained)
@@ -190,7 +187,7 @@ class Trainer:
         tally = Tally()
         for images, labels in batches:
             logits, targets = self._forward(self.sub_model, images, labels)
-            tally.add(logits, targets, self._reported_loss(logits, targets))
+            tally.add(logits, targets, self._loss(logits, targets))
         truth, probability = tally.truth(), tally.probability()
         if not np.isfinite(probability).all():
             raise Diverged(f"the network's outputs are no longer numbers in epoch {self.epoch}")

@@ -104,12 +104,6 @@ class Config(Model):
     """The head alone is trained before this epoch; 0 or 1: the whole network from the start."""
     pos_weight: Literal["balanced"] | PositiveFloat = "balanced"
     """Weight of a positive image in the loss; balanced: negatives / positives of the train part."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """0.1: labels 0 and 1 are learnt as 0.05 and 0.95."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 0.0
-    """Above 0, images that are told rightly count less in the loss (focal loss), beside ``pos_weight``."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the head's inputs that training drops, beside the dropout that some backbones have of their own."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Above 0, validation, checkpoints and thresholds are of an exponential moving average of the weights."""
     precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"

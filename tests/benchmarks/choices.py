@@ -44,13 +44,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "aug": {"rotation": 10, "crop": 0.2, "brightness": 0.2, "shift": 0.05},
     "oversample": {"pos_weight": 1.0},
     "lr3e-4": {"lr": 3e-4},
-    "smooth.1": {"label_smoothing": 0.1},
     "lr2e-3-body.3": {"lr": 2e-3, "body_lr_factor": 0.3},
     "staged-adam": {"optimizer": "adam", "schedule": {1: 1e-3, 5: 1e-4}, "weight_decay": 0.0, "warmup_epochs": 0},
     "pw1": {"pos_weight": 1.0},
-    "dropout.3": {"dropout": 0.3},
     "wd5e-2": {"weight_decay": 5e-2},
-    "focal2": {"focal_gamma": 2.0, "pos_weight": 1.0},
     "batch16": {"batch_size": 16, "lr": 5.6e-4},
 }
 """Name -> what differs from BASE; px… is a size, and oversample draws a third of an epoch from the positives."""
@@ -74,7 +71,7 @@ def train(folder: Path, name: str, task: str) -> None:
     seen, unseen = np.flatnonzero(parts == "train"), np.flatnonzero(parts != "train")
     config = Config(backbone="efficientnet_lite0", **(BASE | CHANGES[name]))
     mean, std = ([float(figure)] for figure in torch.std_mean(pixels[seen].float() / 255)[::-1])
-    network = build(config.backbone, size, config.weights, config.dropout)
+    network = build(config.backbone, size, config.weights)
     positive = float(labels[seen].mean())
     weight = (1 - positive) / positive if config.pos_weight == "balanced" else config.pos_weight
     sub_model, device = SubModel(network, size, size, 1, mean, std), torch.device("cpu")

@@ -25,8 +25,8 @@ OTHERS = ("efficientnet_lite0", "convnext_tiny", "vit_b_32", "swin_t", "mobilene
 
 @pytest.fixture
 def refined() -> JointModel:
-    """Two sizes, flips and calibration; one with dropout."""
-    parts = [Ensemble([sub_model(BACKBONE, 48)], True, 2.0, -1.0), sub_model("resnet18", 64, dropout=0.5)]
+    """Two sizes, flips and calibration."""
+    parts = [Ensemble([sub_model(BACKBONE, 48)], True, 2.0, -1.0), sub_model("resnet18", 64)]
     return JointModel(["a", "b"], parts, [0.3, 0.5]).eval()
 
 

@@ -20,13 +20,10 @@ from ovr_ray.run_folder import RunFolder
 from tests.conftest import BACKBONE
 
 
-def sub_model(
-    backbone: str, image_size: int, stored_size: int = 64, channels: int = 1, dropout: float = 0.0
-) -> SubModel:
+def sub_model(backbone: str, image_size: int, stored_size: int = 64, channels: int = 1) -> SubModel:
     """Random, its head so large that different images have different probabilities."""
     mean, std = [0.5] * channels, [0.2] * channels
-    network = build(backbone, image_size, dropout=dropout)
-    made = SubModel(network, stored_size, image_size, channels, mean, std).eval()
+    made = SubModel(build(backbone, image_size), stored_size, image_size, channels, mean, std).eval()
     with torch.no_grad():
         logits, last = made(images(channels)), head(made.network)
         for parameter, value in ((last.weight, last.weight), (last.bias, last.bias - logits.mean())):  # type: ignore[operator]
@@ -36,10 +33,10 @@ def sub_model(
 
 @pytest.fixture
 def mixed() -> JointModel:
-    """Different backbones, sizes and colours; one with dropout."""
+    """Different backbones, sizes and colours."""
     parts = [
         sub_model(BACKBONE, 64),
-        sub_model("resnet18", 48, dropout=0.5),
+        sub_model("resnet18", 48),
         sub_model(BACKBONE, 32, stored_size=32, channels=3),
     ]
     return JointModel(["a", "b", "c"], parts, [0.3, 0.5, 0.7]).eval()

@@ -34,26 +34,6 @@ def test_a_backbone_has_one_logit_and_one_head(name: str) -> None:
     assert next(head(network).parameters()).shape[0] == 1
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "squeezenet1_1", "googlenet", "vit_b_32", LITE])
-def test_dropout_before_the_head_renames_no_weights(name: str) -> None:
-    with torch.device("meta"):
-        plain, dropping = build(name, 64).state_dict(), build(name, 64, dropout=0.5).state_dict()
-    assert {key: value.shape for key, value in plain.items()} == {key: value.shape for key, value in dropping.items()}
-
-
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "squeezenet1_1"])
-def test_dropout_drops_the_heads_inputs_in_training_alone(name: str) -> None:
-    last = head(build(name, 64, dropout=0.5))
-    with torch.no_grad():
-        next(last.parameters()).fill_(1.0)
-    features = torch.ones(4, 1024) if isinstance(last, nn.Linear) else torch.ones(4, 512, 1, 1)
-    plain = last.eval()(features)
-    assert torch.allclose(plain, last(features))
-    dropped = last.train()(features)
-    assert not torch.allclose(dropped, last(features))  # drawn anew
-    assert torch.allclose(dropped, plain, rtol=0.2)  # scaled by what is left
-
-
 def test_every_classification_network_of_torchvision_is_known() -> None:
     assert set(torchvision.models.list_models(module=torchvision.models)) < set(names())
 
@@ -82,7 +62,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def checkpoint(folder: Path, backbone: str, size: int) -> dict[str, torch.Tensor]:
     """Written as training does; returns its network's weights, those of the head being 7."""
-    network = build(backbone, size, dropout=0.1)
+    network = build(backbone, size)
     torch.nn.init.constant_(next(head(network).parameters()), 7.0)
     card = Card("crack", {"backbone": backbone}, 3, {}, 0.5, size, size, 1, [0.4], [0.2])
     save(UPath(folder), card, SubModel(network, size, size, 1, [0.4], [0.2]), {})

@@ -8,9 +8,9 @@ from ovr_ray.model import SubModel, build, prepared
 from tests.conftest import BACKBONE
 
 
-def sub_model(channels: int = 1, stored_size: int = 48, image_size: int = 32, dropout: float = 0.0) -> SubModel:
+def sub_model(channels: int = 1, stored_size: int = 48, image_size: int = 32) -> SubModel:
     mean, std = [0.5] * channels, [0.2] * channels
-    return SubModel(build(BACKBONE, image_size, dropout=dropout), stored_size, image_size, channels, mean, std).eval()
+    return SubModel(build(BACKBONE, image_size), stored_size, image_size, channels, mean, std).eval()
 
 
 def images(channels: int = 1, size: tuple[int, int] = (60, 40)) -> torch.Tensor:
@@ -49,14 +49,14 @@ def test_what_is_no_batch_of_images_is_refused() -> None:
 
 
 def test_it_scripts_and_answers_the_same() -> None:
-    network, pixels = sub_model(dropout=0.5), images()
+    network, pixels = sub_model(), images()
     assert torch.allclose(torch.jit.script(network)(pixels), network(pixels), atol=1e-5)
 
 
 def test_a_frozen_body_learns_nothing_and_keeps_its_statistics() -> None:
-    network = sub_model(dropout=0.5).train()
+    network = sub_model().train()
     network.set_frozen(True)
-    assert [module for module in network.network.modules() if module.training] == [network.network.fc]  # it drops
+    assert not any(module.training for module in network.network.modules())
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert trained == ["network.fc.weight", "network.fc.bias"]
     before = [m.running_mean.clone() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
 from ovr_ray.model.backbones import head
-from ovr_ray.model.loss import cross_entropy
 from ovr_ray.recipe import Config
 from tests.conftest import BACKBONE, EVERY_OPTION
 
@@ -165,19 +165,8 @@ def test_what_is_validated_is_the_average_of_the_weights() -> None:
     alone.load_state_dict(averages)
     images, labels = (torch.cat(parts) for parts in zip(*batches(99), strict=True))
     with torch.inference_mode():
-        assert row["val_loss"] == pytest.approx(
-            cross_entropy(alone(images), labels, torch.tensor(3.0)).item(), rel=1e-4
-        )
-
-
-def test_losses_are_comparable_whatever_is_minimised() -> None:
-    """At a rate so small that nothing is learnt, all losses report the same."""
-    still: dict[str, Any] = {"lr": 1e-12, "optimizer": "sgd", "schedule": "constant"}
-    plain, focused = (
-        next(iter(run(trainer(1, **still, **how)))) for how in ({}, {"label_smoothing": 0.3, "focal_gamma": 2})
-    )
-    for loss in ("train_loss", "val_loss"):
-        assert focused[loss] == pytest.approx(plain[loss], rel=1e-5)
+        loss = F.binary_cross_entropy_with_logits(alone(images), labels, pos_weight=torch.tensor(3.0))
+    assert row["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
