@@ -160,9 +160,10 @@ def ray_session() -> Iterator[None]:
 
 
 def copy_run(run: RunFolder, storage: Path) -> RunFolder:
-    """A run folder, in another storage."""
+    """A run folder in another storage, with the decoded images."""
     there = RunFolder(UPath(storage / run.path.name))
-    shutil.copytree(str(run.path), str(there.path))
+    for name in (run.path.name, "_images"):
+        shutil.copytree(str(run.path.parent / name), storage / name, dirs_exist_ok=name == "_images")
     recipe = there.file("recipe.yaml")
     recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
     return there

@@ -84,7 +84,7 @@ def test_a_checkpoint_runs_nothing_and_is_named(finished: RunFolder, evil: Evil,
 
 
 @pytest.mark.slow
-def test_nothing_that_ray_pickled_is_read(finished: RunFolder, evil: Evil, tmp_path: Path, copied: Any) -> None:
+def test_nothing_that_ray_pickled_is_read(finished: RunFolder, evil: Evil, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
     pickles = list(run.path.rglob("*.pkl"))
     assert pickles

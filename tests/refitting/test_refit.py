@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,11 @@ from ovr_ray.images import read_image, read_labels
 from ovr_ray.joint import Refinement, load_torchscript, winners
 from ovr_ray.model import choose_threshold, load_sub_model
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import end
+from tests.conftest import copy_run, end
 
 pytestmark = pytest.mark.slow
 FOLDS = 2
 TASK = "crack"
-Copied = Callable[[RunFolder, Path], RunFolder]
 
 
 def on_cpus(run: RunFolder, **search: int) -> RunFolder:
@@ -40,22 +38,16 @@ def on_cpus(run: RunFolder, **search: int) -> RunFolder:
     return run
 
 
-def with_images(copied: Copied, run: RunFolder, storage: Path) -> RunFolder:
-    """A copy, the decoded images too, so that they are not decoded again."""
-    shutil.copytree(str(run.path.parent / "_images"), storage / "_images")
-    return copied(run, storage)
-
-
 @pytest.fixture(scope="module")
-def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory, copied: Copied) -> RunFolder:
+def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """With one task as two folds."""
-    return ovr_ray.refit(with_images(copied, finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
+    return ovr_ray.refit(copy_run(finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
 
 
 @pytest.fixture
-def run(refitted: RunFolder, tmp_path: Path, copied: Copied) -> RunFolder:
+def run(refitted: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy that a test may spoil."""
-    return with_images(copied, refitted, tmp_path)
+    return copy_run(refitted, tmp_path)
 
 
 def out_of_fold(run: RunFolder) -> pd.DataFrame:
@@ -119,6 +111,13 @@ def test_finished_folds_are_kept_and_an_unfinished_one_goes_on_from_its_checkpoi
     pd.testing.assert_frame_equal(out_of_fold(run), before, atol=1e-5)
     assert all(fold.epochs().equals(known) for fold, known in zip(folds, epochs, strict=True))
     assert (folds[1].path / "predictions.csv").stat().st_mtime_ns == kept
+
+
+def test_a_refit_begun_anew_comes_out_the_same(run: RunFolder) -> None:
+    before = out_of_fold(run)
+    shutil.rmtree(str(run.refit.path))
+    ovr_ray.refit(run, FOLDS, tasks=[TASK])
+    pd.testing.assert_frame_equal(out_of_fold(run), before, atol=1e-5)
 
 
 def test_a_refit_of_something_else_is_refused_with_the_difference(run: RunFolder) -> None:
@@ -197,10 +196,8 @@ def test_combine_tells_what_a_refit_lacks_and_leaves_no_choice(run: RunFolder) -
 
 
 @pytest.mark.long
-def test_two_workers_see_all_images_of_every_epoch_together(
-    finished: RunFolder, tmp_path: Path, copied: Copied
-) -> None:
-    run = ovr_ray.refit(on_cpus(copied(finished, tmp_path)), FOLDS, workers=2, tasks=[TASK])
+def test_two_workers_see_all_images_of_every_epoch_together(finished: RunFolder, tmp_path: Path) -> None:
+    run = ovr_ray.refit(on_cpus(copy_run(finished, tmp_path)), FOLDS, workers=2, tasks=[TASK])
     table = out_of_fold(run)
     for number in range(FOLDS):
         epochs = run.refit.fold(TASK, number).epochs()
@@ -211,8 +208,8 @@ def test_two_workers_see_all_images_of_every_epoch_together(
 
 
 @pytest.mark.long
-def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path, copied: Copied) -> None:
-    run = on_cpus(copied(finished, tmp_path))
+def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path) -> None:
+    run = on_cpus(copy_run(finished, tmp_path))
     command = [sys.executable, "-m", "ovr_ray.cli", "refit", str(run.path), "--folds", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
