@@ -143,11 +143,12 @@ def refit(
     run: RunPath,
     folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = 5,
     workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, a GPU each")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=8, help="pixels a side [as the winner]")] = None,
     task: Tasks = [],  # noqa: B006
 ) -> None:
     """Train the winners again as folds over train and validation, or go on with that."""
     with _on_cluster() as verbs:
-        done = verbs.refit(run, folds, workers, task)
+        done = verbs.refit(run, folds, workers, task, image_size)
     typer.echo(f"{done.refit.path}: next: ovr-ray combine {run} --from refit")
 
 

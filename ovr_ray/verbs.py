@@ -64,9 +64,10 @@ def refit(
     folds: int = refitting.FOLDS,
     workers: int = 1,
     tasks: Collection[str] = (),
+    image_size: int | None = None,
 ) -> RunFolder:
     """Train the winners again as folds over train and validation; see :func:`ovr_ray.refitting.refit`."""
-    return refitting.refit(_run(run), folds, workers, tasks)
+    return refitting.refit(_run(run), folds, workers, tasks, image_size)
 
 
 def combine(

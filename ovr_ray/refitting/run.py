@@ -22,7 +22,7 @@ from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import load
 from ovr_ray.joint import Winner, winners
-from ovr_ray.model import average_precision
+from ovr_ray.model import average_precision, size_fault
 from ovr_ray.recipe import Checkpoints, Config, Recipe, absolute
 from ovr_ray.refitting.fold import Fold, Shared, train_fold
 from ovr_ray.refitting.folds import NONE, assign, labels_of
@@ -39,6 +39,7 @@ def refit(
     folds: int = FOLDS,
     workers: int = 1,
     tasks: Collection[str] = (),
+    image_size: int | None = None,
     console: Console | None = None,
 ) -> RunFolder:
     """Train every task's winning config again as folds over train and validation, or go on with that.
@@ -54,6 +55,9 @@ def refit(
         Of a fold; see :class:`ovr_ray.model.Trainer`. Each asks for what a trial asks for.
     tasks : collection of str
         These alone; default: all of the recipe.
+    image_size : int, optional
+        Pixels a side that the folds see; default: those that their winner saw. A search of small images and a refit of
+        large ones costs less than both of large ones.
     console : Console, optional
         Where progress is shown.
 
@@ -64,8 +68,8 @@ def refit(
     Raises
     ------
     BadInput
-        If a task is unknown, folds or workers are too many, the labels have changed, a search or another refit is
-        under way, or there is a refit of something else; nothing was trained.
+        If a task is unknown, folds, workers or pixels are too many, the labels have changed, a search or another refit
+        is under way, or there is a refit of something else; nothing was trained.
     RunFailed
         If a task has no winner yet, or folds failed; says why.
     Interrupted
@@ -75,7 +79,7 @@ def refit(
     run = RunFolder(UPath(absolute(str(run.path))))  # Ray Train's workers have a working folder of their own
     recipe = run.recipe()
     chosen = _winners(run, recipe, tasks)
-    _refuse_impossible(chosen, folds, workers)
+    _refuse_impossible(recipe, chosen, folds, workers, image_size)
     table = check(recipe)
     if table.fingerprint() != run.made_with()["data_fingerprint"]:
         remedy = "bring back the label file that the run began with"
@@ -88,13 +92,13 @@ def refit(
         at_once = _at_once(recipe, need, workers)
         if cluster.has_several_nodes():
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
-        record = _record(run, recipe, chosen, folds)
+        record = _record(run, recipe, chosen, folds, image_size)
         if lacking := [task for task in chosen if run.refit.out_of_fold(task) is None]:
             with clock.ticking():
                 memory = recipe.resources.object_store * cluster.smallest_object_store()
                 images, table = load(table, recipe.data, recipe.storage, memory)
                 shared = Shared(recipe, run, table, images)
-                every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds)]
+                every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds, image_size)]
                 run.refit.write_record(record)  # not before: too many folds would have to be deleted
                 failed = _train(every, shared, need, workers, at_once, console)
                 for task in lacking:
@@ -112,8 +116,18 @@ def _winners(run: RunFolder, recipe: Recipe, tasks: Collection[str]) -> dict[str
     return {task: found[task] for task in wanted}
 
 
-def _refuse_impossible(chosen: dict[str, Winner], folds: int, workers: int) -> None:
+def _refuse_impossible(
+    recipe: Recipe, chosen: dict[str, Winner], folds: int, workers: int, image_size: int | None
+) -> None:
     faults = []
+    where = f"--image-size {image_size}"
+    if image_size is not None and image_size > recipe.data.image_size:
+        problem = f"is more than data.image_size ({recipe.data.image_size}), which the run's images are stored with"
+        faults.append(Fault(where, problem, f"at most {recipe.data.image_size}"))
+    elif image_size is not None:
+        backbones = {winner.card.config["backbone"] for winner in chosen.values()}
+        found = [size_fault(backbone, image_size) for backbone in sorted(backbones)]
+        faults += [replace(fault, where=f"{where}, {fault.where}") for fault in found if fault]
     if folds < 2:
         faults.append(Fault(f"--folds {folds}", "each fold is trained on the others' images", "two folds or more"))
     for task, winner in chosen.items():
@@ -136,10 +150,12 @@ def _at_once(recipe: Recipe, need: dict[str, float], workers: int) -> int:
     return recipe.search.max_concurrent or fitting
 
 
-def _record(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> dict[str, Any]:
+def _record(
+    run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int, image_size: int | None
+) -> dict[str, Any]:
     """What is made from what; raises :class:`BadInput` if there is a refit of something else."""
     before, folder = run.refit.record(), str(run.refit.path)
-    told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed}
+    told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed, "image_size": image_size}
     remedy = f"delete {folder} to begin anew, or combine --from refit what is there"
     faults = [
         Fault(folder, f"{name}: was {before[name]} when the refit began and is {now} now", remedy)
@@ -161,8 +177,9 @@ def _named(winner: dict[str, Any]) -> str:
     return f"{winner['trial']}@{winner['epoch']}"
 
 
-def _folds(shared: Shared, task: str, winner: Winner, count: int) -> Iterator[Fold]:
+def _folds(shared: Shared, task: str, winner: Winner, count: int, image_size: int | None) -> Iterator[Fold]:
     recipe, table, seed = shared.recipe, shared.table, shared.recipe.search.seed
+    config = Config.model_validate(winner.card.config | ({"image_size": image_size} if image_size else {}))
     assigned = assign(table, task, recipe.data, count, seed)
     for number in range(count):
         folder, held_out = shared.run.refit.fold(task, number), assigned == number
@@ -172,7 +189,7 @@ def _folds(shared: Shared, task: str, winner: Winner, count: int) -> Iterator[Fo
         assignment = Assignment(
             folder=folder,
             task=task,
-            config=Config.model_validate(winner.card.config),
+            config=config,
             seed=derived_seed(seed, folder.name, number),
             pos_weight=float((labels == 0).sum() / (labels == 1).sum()),
             mean=mean,

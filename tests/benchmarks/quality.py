@@ -66,7 +66,7 @@ def _split(folder: Path, seed: int) -> list[Row]:
     recipe = load(RECIPE, OPTIONS)
     table["part"] = split(table[list(recipe.tasks)], RandomSplit(val=0.2, test=0.2, seed=seed))
     table.to_csv(folder / "labels.csv", sep=";", index=False)
-    ours = _once(folder / "ours.json", lambda: _ours(folder, seed))
+    ours = _once(folder / "ours.json", lambda: _ours(folder, recipe.data.image_size, seed))
     plain = _once(folder / "plain.json", lambda: _plain(folder, table, recipe, seed))
     result = []
     for variant in VARIANTS:
@@ -114,14 +114,14 @@ def _loop(table: pd.DataFrame, task: str, config: Config, size: int, seed: int) 
     return {"test": best["test"].tolist(), "images": PLAIN_EPOCHS * len(parts["train"])}
 
 
-def _ours(folder: Path, seed: int) -> dict[str, Any]:
+def _ours(folder: Path, size: int, seed: int) -> dict[str, Any]:
     """The commands of the documentation; all choices are made when the test part is first looked at."""
     run = folder / "run"
     overrides = {"name": "run", "storage": folder, "data.labels": folder / "labels.csv", "data.images": IMAGES}
     overrides |= {"data.split": "{column: part}", "search.seed": seed}
     settings = [*(f"{key}={value}" for key, value in overrides.items()), *OPTIONS]
     _command("tune", RECIPE, *(word for setting in settings for word in ("--set", setting)))
-    _command("refit", run)
+    _command("refit", run, "--image-size", size)
     for variant, options in VARIANTS.items():
         place = folder / variant
         place.mkdir(exist_ok=True)

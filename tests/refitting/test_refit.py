@@ -120,6 +120,18 @@ def test_a_refit_begun_anew_comes_out_the_same(run: RunFolder) -> None:
     pd.testing.assert_frame_equal(out_of_fold(run), before, atol=1e-5)
 
 
+def test_folds_may_see_larger_or_smaller_images_than_their_winner(run: RunFolder) -> None:
+    assert winners.read(run)[TASK].card.image_size == 32
+    shutil.rmtree(str(run.refit.path))
+    ovr_ray.refit(run, FOLDS, tasks=[TASK], image_size=24)
+    members = [winners.last_of(run.refit.fold(TASK, number)) for number in range(FOLDS)]
+    assert [(m.card.image_size, m.card.config["image_size"]) for m in members if m] == [(24, 24)] * FOLDS
+    model, _ = load_torchscript(ovr_ray.combine(run, tasks=[TASK], source="refit").read_bytes())
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 1)
+    with pytest.raises(BadInput, match="image_size: was 24 when the refit began and is None now"):
+        ovr_ray.refit(run, FOLDS, tasks=[TASK])
+
+
 def test_a_refit_of_something_else_is_refused_with_the_difference(run: RunFolder) -> None:
     with pytest.raises(BadInput, match=r"folds: was 2 when the refit began and is 3 now[\s\S]*delete "):
         ovr_ray.refit(run, 3, tasks=[TASK])
@@ -137,6 +149,8 @@ def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
         ovr_ray.refit(run, workers=9)
     with pytest.raises(BadInput, match="this cluster has no room for 3 workers with 1 CPU, 1 GPU each"):
         ovr_ray.refit(run, workers=3)
+    with pytest.raises(BadInput, match=r"--image-size 64: is more than data\.image_size \(32\)"):
+        ovr_ray.refit(run, image_size=64)
     shutil.rmtree(run.refit.path)
     with pytest.raises(BadInput, match="--folds 60, task 'crack': needs images of both classes"):
         ovr_ray.refit(run, 60, tasks=[TASK])
