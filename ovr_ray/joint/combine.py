@@ -131,7 +131,8 @@ def _of_refit(
         own = refine_folds(names, sub_models, refinement, recipe.tasks[task].threshold, out_of_fold)
         winner, scores = record["tasks"][task], list(own.steps.values())[-1]
         metrics = {f"out_of_fold_{name}": score for name, score in scores.items()}
-        name = f"mean of {len(members)} folds of {winner['trial']}, {winner['epoch']} epochs each"
+        how = f"{winner['epoch']} epochs each at {winner['config']['image_size']} pixels"
+        name = f"mean of {len(members)} folds of {winner['trial']}, {how}"
         told = winner | {"from": "refit", "metrics": metrics}
         parts[task] = _Part(own.ensemble, own.threshold, name, metrics, told, _told(own) | {"out_of_fold": own.steps})
     if lacking:

@@ -76,6 +76,10 @@ class Augment(Model):
     """Relative change, at most, either way."""
 
 
+RETIRED = ("label_smoothing", "focal_gamma", "dropout")
+"""Fields that configs of older runs have."""
+
+
 class Config(Model):
     """One sub-model's hyperparameters. A task's ``space`` may vary any of them."""
 
@@ -116,6 +120,14 @@ class Config(Model):
     shift: ShareBelowOne | None = None
     crop: ShareBelowOne | None = None
     brightness: Fraction | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_runs_had_more_fields(cls, raw: Any) -> Any:
+        """They are gone; where they were off, as they were by default, an older run goes on without them."""
+        if not isinstance(raw, dict):
+            return raw
+        return {name: value for name, value in raw.items() if name not in RETIRED or value}
 
     def augment(self, otherwise: Augment) -> Augment:
         """How this config's training images are changed."""

@@ -87,10 +87,14 @@ def _train(fold: Fold, shared: Shared, device: torch.device, parts: int) -> dict
             table = _predictions(session.trainer.sub_model, fold, shared, device)
             with storage(fold.folder):
                 fold.folder.write_predictions(table)
-    except (Diverged, Unwritable, BadInput) as reason:
+    except (Diverged, BadInput) as reason:  # of all workers
         return {"reason": str(reason)}
-    except RuntimeError as error:
-        if workers > 1 or not is_out_of_memory(error):  # the other workers wait for this one
+    except (Unwritable, RuntimeError) as error:
+        if workers > 1:  # the others wait for this one
+            raise
+        if isinstance(error, Unwritable):
+            return {"reason": str(error)}
+        if not is_out_of_memory(error):
             raise
         return {"out_of_memory": f"out of memory on {device} with batches in {parts} parts"}
     return {}

@@ -22,7 +22,7 @@ from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import load
 from ovr_ray.joint import Winner, winners
-from ovr_ray.model import average_precision, size_fault
+from ovr_ray.model import average_precision, size_fault, weights_fault
 from ovr_ray.recipe import Checkpoints, Config, Recipe, absolute
 from ovr_ray.refitting.fold import Fold, Shared, train_fold
 from ovr_ray.refitting.folds import NONE, assign, labels_of
@@ -32,6 +32,9 @@ from ovr_ray.session import Assignment, derived_seed
 
 FOLDS = 5
 """How many, unless another number is asked for."""
+
+SMALLEST = 8
+"""Image that a config may ask for."""
 
 
 def refit(
@@ -56,8 +59,8 @@ def refit(
     tasks : collection of str
         These alone; default: all of the recipe.
     image_size : int, optional
-        Pixels a side that the folds see; default: those that their winner saw. A search of small images and a refit of
-        large ones costs less than both of large ones.
+        Pixels a side that the folds see; default: as the refit began, or those that their winner saw. A search of small
+        images and a refit of large ones costs less than both of large ones.
     console : Console, optional
         Where progress is shown.
 
@@ -68,8 +71,8 @@ def refit(
     Raises
     ------
     BadInput
-        If a task is unknown, folds, workers or pixels are too many, the labels have changed, a search or another refit
-        is under way, or there is a refit of something else; nothing was trained.
+        If a task is unknown, folds, workers, pixels or epochs are too many, the labels have changed, a search or
+        another refit is under way, or there is a refit of something else; nothing was trained.
     RunFailed
         If a task has no winner yet, or folds failed; says why.
     Interrupted
@@ -78,8 +81,8 @@ def refit(
     console = console or Console()
     run = RunFolder(UPath(absolute(str(run.path))))  # Ray Train's workers have a working folder of their own
     recipe = run.recipe()
-    chosen = _winners(run, recipe, tasks)
-    _refuse_impossible(recipe, chosen, folds, workers, image_size)
+    chosen = _winners(run, recipe, tasks, image_size)
+    _refuse_impossible(recipe, chosen, folds, workers)
     table = check(recipe)
     if table.fingerprint() != run.made_with()["data_fingerprint"]:
         remedy = "bring back the label file that the run began with"
@@ -92,13 +95,13 @@ def refit(
         at_once = _at_once(recipe, need, workers)
         if cluster.has_several_nodes():
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")
-        record = _record(run, recipe, chosen, folds, image_size)
+        record = _record(run, recipe, chosen, folds)
         if lacking := [task for task in chosen if run.refit.out_of_fold(task) is None]:
             with clock.ticking():
                 memory = recipe.resources.object_store * cluster.smallest_object_store()
                 images, table = load(table, recipe.data, recipe.storage, memory)
                 shared = Shared(recipe, run, table, images)
-                every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds, image_size)]
+                every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds)]
                 run.refit.write_record(record)  # not before: too many folds would have to be deleted
                 failed = _train(every, shared, need, workers, at_once, console)
                 for task in lacking:
@@ -108,35 +111,46 @@ def refit(
     return run
 
 
-def _winners(run: RunFolder, recipe: Recipe, tasks: Collection[str]) -> dict[str, Winner]:
+def _winners(run: RunFolder, recipe: Recipe, tasks: Collection[str], image_size: int | None) -> dict[str, Winner]:
+    """Each at the size that its folds are to see: the one asked for, that of a refit under way, or its own."""
     wanted = [task for task in recipe.tasks if not tasks or task in tasks]
     combined = winners.read(run)
     lacking = [*(task for task in wanted if task not in combined), *(task for task in tasks if task not in wanted)]
     found = combined | (winners.choose(run, tasks=lacking) if lacking else {})
-    return {task: found[task] for task in wanted}
+    begun = {task: told["config"]["image_size"] for task, told in run.refit.record().get("tasks", {}).items()}
+    return {task: _at_size(found[task], image_size or begun.get(task)) for task in wanted}
 
 
-def _refuse_impossible(
-    recipe: Recipe, chosen: dict[str, Winner], folds: int, workers: int, image_size: int | None
-) -> None:
+def _at_size(winner: Winner, image_size: int | None) -> Winner:
+    size = image_size or winner.card.image_size
+    config = winner.card.config | {"image_size": size}
+    return replace(winner, card=replace(winner.card, config=config, image_size=size))
+
+
+def _refuse_impossible(recipe: Recipe, chosen: dict[str, Winner], folds: int, workers: int) -> None:
     faults = []
-    where = f"--image-size {image_size}"
-    if image_size is not None and image_size > recipe.data.image_size:
-        problem = f"is more than data.image_size ({recipe.data.image_size}), which the run's images are stored with"
-        faults.append(Fault(where, problem, f"at most {recipe.data.image_size}"))
-    elif image_size is not None:
-        backbones = {winner.card.config["backbone"] for winner in chosen.values()}
-        found = [size_fault(backbone, image_size) for backbone in sorted(backbones)]
-        faults += [replace(fault, where=f"{where}, {fault.where}") for fault in found if fault]
     if folds < 2:
         faults.append(Fault(f"--folds {folds}", "each fold is trained on the others' images", "two folds or more"))
     for task, winner in chosen.items():
-        batch = winner.card.config["batch_size"]
+        faults += filter(None, [_size_fault(recipe, task, winner)])
+        batch, most = winner.card.config["batch_size"], recipe.search.max_epochs
         if not 1 <= workers <= batch // 2:
             problem = f"task {task!r} has batches of {batch}, of which each worker needs two images or more"
             faults.append(Fault(f"--workers {workers}", problem, f"1 to {batch // 2} workers"))
+        if winner.card.epoch > most:
+            problem = f"its winner {winner.trial} has {winner.card.epoch} epochs, this run's trials have {most} at most"
+            faults.append(Fault(f"task {task!r}", problem, "combine with another --pick"))
     if faults:
         raise BadInput(faults)
+
+
+def _size_fault(recipe: Recipe, task: str, winner: Winner) -> Fault | None:
+    size, stored, config = winner.card.image_size, recipe.data.image_size, winner.card.config
+    if not SMALLEST <= size <= stored:
+        problem = f"cannot be refitted at {size} pixels a side: the run's images are stored with {stored}"
+        return Fault(f"task {task!r}", problem, f"--image-size {SMALLEST} to {stored}")
+    fault = size_fault(config["backbone"], size) or weights_fault(config["backbone"], size, config["weights"])
+    return replace(fault, where=f"task {task!r} at {size} pixels, {fault.where}") if fault else None
 
 
 def _at_once(recipe: Recipe, need: dict[str, float], workers: int) -> int:
@@ -150,12 +164,10 @@ def _at_once(recipe: Recipe, need: dict[str, float], workers: int) -> int:
     return recipe.search.max_concurrent or fitting
 
 
-def _record(
-    run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int, image_size: int | None
-) -> dict[str, Any]:
+def _record(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> dict[str, Any]:
     """What is made from what; raises :class:`BadInput` if there is a refit of something else."""
     before, folder = run.refit.record(), str(run.refit.path)
-    told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed, "image_size": image_size}
+    told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed}
     remedy = f"delete {folder} to begin anew, or combine --from refit what is there"
     faults = [
         Fault(folder, f"{name}: was {before[name]} when the refit began and is {now} now", remedy)
@@ -166,7 +178,7 @@ def _record(
     for task, winner in now.items():
         was = before.get("tasks", {}).get(task, winner)
         if was != winner:
-            problem = f"task {task!r} was made from {_named(was)}, and its winner is {_named(winner)} now"
+            problem = f"task {task!r} was made from {_named(was)}, and would be from {_named(winner)} now"
             faults.append(Fault(folder, problem, remedy))
     if faults:
         raise BadInput(faults)
@@ -174,12 +186,11 @@ def _record(
 
 
 def _named(winner: dict[str, Any]) -> str:
-    return f"{winner['trial']}@{winner['epoch']}"
+    return f"{winner['trial']}@{winner['epoch']} at {winner['config']['image_size']} pixels"
 
 
-def _folds(shared: Shared, task: str, winner: Winner, count: int, image_size: int | None) -> Iterator[Fold]:
+def _folds(shared: Shared, task: str, winner: Winner, count: int) -> Iterator[Fold]:
     recipe, table, seed = shared.recipe, shared.table, shared.recipe.search.seed
-    config = Config.model_validate(winner.card.config | ({"image_size": image_size} if image_size else {}))
     assigned = assign(table, task, recipe.data, count, seed)
     for number in range(count):
         folder, held_out = shared.run.refit.fold(task, number), assigned == number
@@ -189,7 +200,7 @@ def _folds(shared: Shared, task: str, winner: Winner, count: int, image_size: in
         assignment = Assignment(
             folder=folder,
             task=task,
-            config=config,
+            config=Config.model_validate(winner.card.config),
             seed=derived_seed(seed, folder.name, number),
             pos_weight=float((labels == 0).sum() / (labels == 1).sum()),
             mean=mean,
