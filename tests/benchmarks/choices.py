@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=list(CHANGES), help=f"of {', '.join(CHANGES)}")
     asked = parser.parse_args()
+    if unknown := sorted(set(asked.names) - set(CHANGES)):
+        parser.error(f"no such change: {', '.join(unknown)}; there are {', '.join(CHANGES)}")
     asked.folder.mkdir(parents=True, exist_ok=True)
     wanted = [(asked.folder, name, task) for name in asked.names for task in TASKS]
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -2,7 +2,8 @@
 
 ``QUALITY_FOLDER=… python -m tests.benchmarks quality`` keeps what it made there, goes on where it was, and writes
 ``table.md``; ``QUALITY_SEEDS="1 2 3"`` are the splits, ``QUALITY_OPTIONS="data.image_size=128"`` changes the recipe of
-both sides. Nothing looks at a test part before all choices are made.
+both sides. The plain loop and the refit see images of ``data.image_size``, the search what the recipe's tasks say: 128.
+Nothing looks at a test part before all choices are made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def _split(folder: Path, seed: int) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(LABELS, sep=";")
     recipe = load(RECIPE, OPTIONS)
+    settings = json.loads(json.dumps({"recipe": recipe.dump(), "plain_epochs": PLAIN_EPOCHS}))
+    if _once(folder / "settings.json", lambda: settings) != settings:
+        raise SystemExit(f"{folder} holds figures of other settings: give another QUALITY_FOLDER, or remove it")
     table["part"] = split(table[list(recipe.tasks)], RandomSplit(val=0.2, test=0.2, seed=seed))
     table.to_csv(folder / "labels.csv", sep=";", index=False)
     ours = _once(folder / "ours.json", lambda: _ours(folder, recipe.data.image_size, seed))
@@ -77,7 +81,8 @@ def _split(folder: Path, seed: int) -> list[Row]:
             figures = row(f"quality {seed}, {variant}, {task}", "plain loop", 1.0, 1.0, round(goal, 3), 1)
             figures |= {"ratio": round(mine["f1"] / theirs["f1"], 3), "seed": seed, "variant": variant, "task": task}
             figures |= {"ours_s": told["seconds"], "baseline_s": plain["seconds"], "ours": mine, "plain": theirs}
-            result.append(figures | {"ours_images": told["images_seen"], "plain_images": plain["images_seen"]})
+            figures |= {"ours_images": told["images_seen"], "plain_images": plain["images_seen"]}
+            result.append(figures | {"ours_pixels": told["image_size"], "plain_pixels": recipe.data.image_size})
     return result
 
 
@@ -136,7 +141,8 @@ def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
     answers = place / "predictions.csv"
     _command("predict", place / "joint.pt", place.parent / "test.csv", "--images", IMAGES, "--output", answers)
     probabilities = pd.read_csv(answers, sep=";")
-    thresholds = {task: told["threshold"] for task, told in json.loads((place / "winners.json").read_text()).items()}
+    chosen = json.loads((place / "winners.json").read_text())
+    thresholds = {task: told["threshold"] for task, told in chosen.items()}
     scores = _scores(test, {task: probabilities[f"{task}_probability"].to_numpy() for task in thresholds}, thresholds)
     clocks = [run / "search.json"]
     logs = [*run.glob("trials/*/epochs.csv")]
@@ -148,6 +154,7 @@ def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
     return {
         "seconds": sum(json.loads(clock.read_text())["seconds"] for clock in clocks),
         "images_seen": seen,
+        "image_size": max(told["config"]["image_size"] for told in chosen.values()),
         "scores": scores,
     }
 
@@ -185,11 +192,12 @@ def _scores(
 
 def _markdown(rows: list[Row]) -> str:
     lines = [
-        "| split | | task | F1 | AP | plain loop: F1 | AP | images seen, ours / plain | minutes |",
-        "|" + "---|" * 9,
+        "| split | | task | F1 | AP | plain loop: F1 | AP | pixels, ours / plain | images seen | minutes |",
+        "|" + "---|" * 10,
     ]
     for each in rows:
         figures = [_figure(each[side], kind) for side in ("ours", "plain") for kind in ("f1", "ap")]
+        figures.append(f"{each['ours_pixels']} / {each['plain_pixels']}")
         seen = f"{each['ours_images']:,} / {each['plain_images']:,}"
         minutes = f"{each['ours_s'] / 60:.0f} / {each['baseline_s'] / 60:.0f}"
         lines.append(
