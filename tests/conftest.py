@@ -79,10 +79,19 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``data.csv`` (filename;crack;inactive) and 80 images of 40 pixels."""
-    folder = tmp_path_factory.mktemp("cells")
-    generate(folder, count=80, size=40, rates={"crack": 0.4, "inactive": 0.25})
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all of xdist's processes; who makes something in it holds a lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def cells(shared: Path) -> Path:
+    """A folder with ``data.csv`` (filename;crack;inactive) and 80 images of 40 pixels; no test changes it."""
+    folder = shared / "cells"
+    with FileLock(shared / "cells.lock"):
+        if not (folder / "data.csv").exists():
+            generate(folder, count=80, size=40, rates={"crack": 0.4, "inactive": 0.25})
     return folder
 
 
@@ -170,12 +179,10 @@ def copy_run(run: RunFolder, storage: Path) -> RunFolder:
 
 
 @pytest.fixture(scope="session")
-def finished(cells: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None, worker_id: str) -> RunFolder:
+def finished(cells: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
     """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``; searched once."""
     import ovr_ray
 
-    own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent  # of all of xdist's processes
     recipe = parse(plain_recipe(cells, shared / "finished"))
     run = RunFolder.of(recipe)
     with FileLock(shared / "finished.lock"):

@@ -99,6 +99,14 @@ def test_parts_together_are_the_one_table(
     assert (again.images, again.already) == (0, 80)
 
 
+@pytest.fixture(scope="module")
+def parts(finished: RunFolder, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of parquet, 30 images a part."""
+    folder = tmp_path_factory.mktemp("parts")
+    ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(folder), part_size=30)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("form", "size", "names", "told"),
     [
@@ -108,11 +116,12 @@ def test_parts_together_are_the_one_table(
     ],
 )
 def test_parts_of_something_else_are_refused(
-    form: str, size: int, names: str, told: str, finished: RunFolder, cells: Path, tmp_path: Path
+    form: str, size: int, names: str, told: str, finished: RunFolder, cells: Path, parts: Path
 ) -> None:
-    ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path), part_size=30)
+    before = {file.name: file.read_bytes() for file in parts.iterdir()}
     with pytest.raises(BadInput) as caught:
-        ovr_ray.predict_parts(finished, [str(cells / names)], str(tmp_path), None, form, size)
+        ovr_ray.predict_parts(finished, [str(cells / names)], str(parts), None, form, size)
+    assert {file.name: file.read_bytes() for file in parts.iterdir()} == before
     assert told in str(caught.value)
     assert "give another folder" in str(caught.value)
 
