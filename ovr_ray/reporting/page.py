@@ -119,7 +119,8 @@ def _section(
     table = trials.table(ledger, task)
     number = list(ledger.recipe.tasks).index(task)
     section: dict[str, Any] = {"id": f"task-{number}", "name": task, "counts": counts, "trial": trial}
-    section["members"] = winners.told(ledger.run).get(task, {}).get("members", [])
+    told = winners.told(ledger.run).get(task, {})
+    section["members"], section["size"] = told.get("members", []), told.get("config", {}).get("image_size")
     section |= {"winner": winner, "varied": list(ledger.recipe.tasks[task].varied())}
     section["columns"], section["rows"] = list(table), table.astype(object).where(table.notna(), "").to_numpy().tolist()
     section["scores"] = evaluated.scores(task)
