@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import ColumnSplit, Config, PrecisionGoal, RecallGoal, Recipe, extended, load, parse
@@ -211,3 +211,9 @@ def missing_fields(model: type[BaseModel], raw: dict[str, Any], path: str = "") 
                 elif name not in ("default", "space"):  # their fields are Config's
                     missing += missing_fields(kind, raw[name], f"{path}{name}.")
     return missing
+
+
+def test_a_config_of_an_older_run_is_read_if_the_fields_that_are_gone_were_off() -> None:
+    assert Config.model_validate(Config().model_dump() | {"dropout": 0.0, "focal_gamma": 0}) == Config()
+    with pytest.raises(ValidationError, match="dropout"):
+        Config.model_validate({"dropout": 0.1})
