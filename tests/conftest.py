@@ -8,9 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,9 @@ BACKBONE = "shufflenet_v2_x0_5"
 """The smallest network of torchvision's."""
 
 SIZE = 32
+
+PATIENCE = 600
+"""Seconds until a process that a test started is taken to hang: many times what it needs, for slow machines."""
 
 EVERY_OPTION: dict[str, Any] = {
     "warmup_epochs": 1.5,
@@ -124,27 +125,22 @@ def make_recipe(cells: Path, tmp_path: Path) -> Callable[..., Recipe]:
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket on a server on loopback, which every process that is started now finds."""
     import boto3
-    from botocore.exceptions import EndpointConnectionError
+    from moto.server import ThreadedMotoServer
 
-    port = free_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(60):
-            try:
-                boto3.client("s3").create_bucket(Bucket="bucket")
-                break
-            except EndpointConnectionError:
-                time.sleep(0.5)
-        yield "s3://bucket"
+        name = f"bucket-{port}"  # servers of one process share what they hold
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}"
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import ovr_ray
 from ovr_ray.cli import app, main
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import plain_recipe
+from tests.conftest import PATIENCE, plain_recipe
 
 VERBS = [
     "init",
@@ -38,7 +38,9 @@ JOBS = Path(__file__).parents[1] / "jobs"
 def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ovr_ray.cli", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "120"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
+    )
 
 
 @pytest.fixture

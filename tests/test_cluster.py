@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+from tests.conftest import PATIENCE
+
 LISTENING = """
 import os
 from pathlib import Path
@@ -45,7 +47,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     told = subprocess.run(
-        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
     ).stdout
     assert len(told.split()) > 5
     assert set(told.split()) <= LOOPBACK

@@ -19,7 +19,7 @@ import yaml
 from upath import UPath
 
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import end, free_port, plain_recipe
+from tests.conftest import PATIENCE, end, free_port, plain_recipe
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parents[1]
@@ -59,11 +59,13 @@ def submit(
 
 def ray(*command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_AUTH_MODE": "token"}
-    return subprocess.run([RAY, *command], capture_output=True, text=True, env=environment, timeout=250, check=False)
+    return subprocess.run(
+        [RAY, *command], capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
+    )
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    for _ in range(300):
+    for _ in range(PATIENCE * 2):
         if happened():
             return
         time.sleep(0.5)
@@ -116,10 +118,12 @@ def test_submit_can_be_left_and_goes_all_the_way_and_fetches_the_model_home(
     assert left.stdout.readline().startswith("tune: job ")
     time.sleep(2)  # until it follows
     left.send_signal(signal.SIGINT)
-    told = left.communicate(timeout=60)[1]
+    told = left.communicate(timeout=PATIENCE)[1]
     assert left.returncode == 130, told
     assert "the job goes on, and the same command follows it" in told
-    done = subprocess.run([*command, *home], capture_output=True, text=True, env=environment, timeout=250, check=False)
+    done = subprocess.run(
+        [*command, *home], capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is under way" in done.stdout
     assert "AP: average precision" in done.stdout
@@ -129,7 +133,7 @@ def test_submit_can_be_left_and_goes_all_the_way_and_fetches_the_model_home(
         "winners.json",
     }
     wrong = [*command, "--set=name=wrong", f"--set=data.labels={tmp_path / 'no.csv'}"]
-    refused = subprocess.run(wrong, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    refused = subprocess.run(wrong, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "no.csv: no such file" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -161,7 +165,7 @@ def test_submit_tells_of_a_lacking_token_and_of_no_cluster(address: str, cells: 
     for url in (address, f"http://127.0.0.1:{free_port()}"):
         command = [sys.executable, "-m", "ovr_ray.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", url]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-        told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+        told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
         assert told.returncode == 2, told.stderr
         assert f"--address {url}: takes no jobs from here" in told.stderr
         assert "Traceback" not in told.stderr

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from upath import UPath
 
-from tests.conftest import SIZE, plain_recipe
+from tests.conftest import PATIENCE, SIZE, plain_recipe
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def recipe(bucket: str, cells: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_images_in_a_bucket_are_decoded_once_and_a_changed_one_again(
     recipe: dict[str, Any], bucket: str, tmp_path: Path
 ) -> None:
@@ -56,6 +57,6 @@ def test_a_run_from_labels_to_predictions(recipe: dict[str, Any], bucket: str, t
 def call(*arguments: object) -> str:
     command = [sys.executable, "-m", "ovr_ray.cli", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "120"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import Hosts, missing
+from tests.conftest import PATIENCE
 
 PROJECT = Path(__file__).parents[2]
 ADDRESS = "http://localhost:8265"
@@ -57,11 +58,11 @@ class Cluster:
         """Whether a host has a raylet."""
         return "raylet" in self.hosts.run(host, "ps", "-eo", "args").stdout
 
-    def wait_for(self, happened: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def wait_for(self, happened: Callable[[], bool], what: str) -> None:
         """Look every two seconds; tells the time, for the timeline in docs/clusters.md."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not happened():
-            assert time.monotonic() < end, f"not within {seconds} s: {what}"
+            assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
             time.sleep(2)
         self.tell(what)
 

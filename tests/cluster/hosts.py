@@ -15,6 +15,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.conftest import PATIENCE
+
 NET = "10.77.0"
 HERE = Path(__file__).parent
 NEEDED = ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
@@ -152,7 +154,7 @@ class Hosts:
         self, name: str, *command: str, folder: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host, stderr within stdout."""
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 300}
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": PATIENCE}
         full = self.command(name, *command, folder=folder, **environment)
         return subprocess.run(full, stdin=subprocess.DEVNULL, check=False, **how)  # type: ignore[call-overload,no-any-return]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import end, free_port, plain_recipe
+from tests.conftest import PATIENCE, end, free_port, plain_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -82,7 +82,7 @@ def test_gpu_nodes_for_all_trials_that_can_run_are_asked_for_at_once(
         env=os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=PATIENCE,
         check=False,
     )
     assert searched.returncode == 0, searched.stdout + searched.stderr

@@ -13,9 +13,10 @@ import pytest
 from data.elpv import prepare
 from ovr_ray.run_folder import RunFolder
 from tests.cluster.conftest import Cluster
+from tests.conftest import PATIENCE
 
 TASKS = {"defective", "monocrystalline"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
             seen = epochs_of(cluster, since)
             return hosts <= set(seen.host) and all(tasks <= set(seen.task[seen.host == host]) for host in hosts)
 
-        cluster.wait_for(happened, what, 240)
+        cluster.wait_for(happened, what)
 
     wait_for_epochs({"w1", "w2"}, set(), "both workers train")
     cluster.hosts.crash("w1")
@@ -75,7 +76,7 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
     booted = time.time()
     cluster.tell("w1 is switched on again")
     wait_for_epochs({"w1"}, TASKS, "w1 is back and has trained both tasks", booted)
-    told = running.communicate(timeout=400)[0]
+    told = running.communicate(timeout=PATIENCE)[0]
     assert running.returncode == 0, told
     cluster.tell("the search has ended")
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")

@@ -11,7 +11,7 @@ import pytest
 from data.elpv import prepare
 from tests.faults.harness import Hunt, compare, recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ovr_ray.images import read_image, read_labels
 from ovr_ray.joint import Refinement, load_torchscript, winners
 from ovr_ray.model import choose_threshold, load_sub_model
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import copy_run, end
+from tests.conftest import PATIENCE, copy_run, end
 
 pytestmark = pytest.mark.slow
 FOLDS = 3  # of two, the images held out could be as many of each class as those trained on
@@ -242,7 +242,7 @@ def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path
         end(first)
     before = {fold.name: fold.epochs() for fold in folds}
     assert any(len(epochs) for epochs in before.values())
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     for fold in folds:
         epochs, known = fold.epochs(), before[fold.name]

@@ -24,7 +24,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.model import learning_rate
 from ovr_ray.recipe import Config, Recipe, Resources, parse
 from ovr_ray.run_folder import RunFolder
-from tests.conftest import EVERY_OPTION, ancestors, copy_run, plain_recipe
+from tests.conftest import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe
 
 METRICS = {
     "train_loss",
@@ -159,7 +159,7 @@ class Search:
 
     def wait_for_epochs(self, count: int, trials: int = 1) -> None:
         """Until so many trials have so many epochs each."""
-        for _ in range(600):
+        for _ in range(PATIENCE * 5):
             if sum(len(trial.epochs()) >= count for trial in self.run.trials()) >= trials:
                 return
             assert self.process.poll() is None, self.output()
@@ -167,7 +167,7 @@ class Search:
         raise AssertionError("no epoch came")
 
     def output(self) -> str:
-        return self.process.communicate(timeout=200)[0]
+        return self.process.communicate(timeout=PATIENCE)[0]
 
 
 @pytest.mark.slow
@@ -206,6 +206,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
     search, told = search_whose_worker_is_killed(cells, tmp_path, max_epochs=5)
     assert search.process.returncode == 0, told
