@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
-from ovr_ray.errors import BadInput, Fault
+from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.recipe import Recipe, Resources
 from ovr_ray.run_folder import storage_errors
 
@@ -79,11 +79,20 @@ def _start_on_loopback(**quiet: Any) -> None:
 
     Ray binds its ports to all interfaces unless it thinks that it is on Windows or macOS, where it spares people the
     firewall's questions. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` says so too, but only before Ray is imported.
+
+    Raises
+    ------
+    RunFailed
+        If the machine is too busy for Ray to start.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as error:  # Ray raises nothing narrower
+        if "timed out during startup" not in str(error):
+            raise
+        raise RunFailed("Ray did not start within its 30 s: this machine is very busy; try again later") from None
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
 

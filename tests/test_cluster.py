@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
+import pytest
+import ray
+
+from ovr_ray import cluster
+from ovr_ray.errors import RunFailed
 from tests.conftest import PATIENCE
 
 LISTENING = """
@@ -51,3 +57,14 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     ).stdout
     assert len(told.split()) > 5
     assert set(told.split()) <= LOOPBACK
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process have a Ray
+    monkeypatch.setattr(ray, "init", too_slow)  # the machine cannot be made so slow for this test alone
+    with pytest.raises(RunFailed, match="very busy"), cluster.connected():
+        pass
