@@ -31,7 +31,7 @@ BACKBONE = "shufflenet_v2_x0_5"
 SIZE = 32
 
 PATIENCE = 600
-"""Seconds until a process that a test started is taken to hang: many times what it needs, for slow machines."""
+"""Seconds until a process that a test started is taken to hang: well beyond what it needs on a slow machine."""
 
 EVERY_OPTION: dict[str, Any] = {
     "warmup_epochs": 1.5,
