@@ -1,104 +1,97 @@
-"""Which Ray: the cluster that ``RAY_ADDRESS`` or a job names, else a new one on this machine alone."""
+"""Which Ray is used: the cluster that ``RAY_ADDRESS`` or a job names, else a new one on this machine alone."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
+import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 
+from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.recipe import Recipe, Resources
-from ovr_ray.run_folder import storage_errors
-
-CHATTY = (
-    "ray._private.authentication",  # says that a local cluster asks for a token, which it finds by itself
-    "ray.data",  # bad images are told by us; a failed task raises
-    "ray.tune",  # failed trials are told by us; their traces are in trials/*/error.txt
-)
-"""Loggers whose warnings would hide what people want to read."""
-
-
-HEAVY = "ovr_ray.verbs"
-"""Imports all that is slow: seconds of work, of which as much as possible is done while Ray's processes start."""
+from ovr_ray.storage import storage_errors
 
 ANSWER_WITHIN = 300.0
-"""Seconds for a node to look at a file; a network folder that hangs takes for ever."""
+"""Seconds in which a node has to read a file; a network folder that hangs never answers."""
 
 
-def in_job() -> bool:
-    """Whether this process was started by ``ray job submit``."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+@dataclass(frozen=True)
+class Share:
+    """CPUs and GPUs that one worker holds."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{amount:g} {kind}" for kind, amount in self.amounts().items() if amount)
+
+    def amounts(self) -> dict[str, float]:
+        """Return the amounts by Ray's names of resources."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
     """Join the cluster, or start one that ends with this block; an open connection is used and left open.
 
-    Meanwhile another thread imports what the verbs need.
+    Parameters
+    ----------
+    meanwhile : callable, optional
+        Runs in a thread while Ray's processes start: imports that take seconds.
     """
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table of its own, whatever the verbosity
-    for chatty in CHATTY:
-        logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    imports = threading.Thread(target=importlib.import_module, args=[HEAVY], daemon=True)
-    imports.start()  # and not Ray in a thread: its processes would end with that
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
+    with ray_quirks.environment(ray_quirks.ON_START):
+        ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)
+        imports = threading.Thread(target=meanwhile, daemon=True) if meanwhile else None
+        if imports:  # the other way round does not work: Ray's processes end with the thread that started them
+            imports.start()
+        _start()
+        if imports:
+            imports.join()
+        from ray.data import DataContext  # seconds of imports, done by now in the other thread
+
+        DataContext.get_current().enable_progress_bars = False
         try:
-            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start() -> None:
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address=address, **options)
         except (ValueError, ConnectionError, RuntimeError) as error:
             remedy = "start that cluster, or unset RAY_ADDRESS to work on this machine alone"
-            problem = f"no cluster can be joined at {os.environ['RAY_ADDRESS']!r}: {str(error).strip().splitlines()[0]}"
+            problem = f"no cluster can be joined at {address!r}: {str(error).strip().splitlines()[0]}"
             raise BadInput(Fault("RAY_ADDRESS", problem, remedy)) from None
-    else:
-        _start_on_loopback(**quiet)
-    imports.join()
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        return
     try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_on_loopback(**quiet: Any) -> None:
-    """A Ray of our own; a bare ``ray.init()`` would join whatever cluster another user left running on this machine.
-
-    Ray binds its ports to all interfaces unless it thinks that it is on Windows or macOS, where it spares people the
-    firewall's questions. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` says so too, but only before Ray is imported.
-
-    Raises
-    ------
-    RunFailed
-        If the machine is too busy for Ray to start.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        with ray_quirks.loopback_only():
+            # a bare ray.init() would join any cluster that another user left running on this machine
+            ray.init(address="local", include_dashboard=False, **options)
     except Exception as error:  # Ray raises nothing narrower
-        if "timed out during startup" not in str(error):
+        if ray_quirks.SLOW_START not in str(error):
             raise
         raise RunFailed("Ray did not start within its 30 s: this machine is very busy; try again later") from None
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def has_several_nodes() -> bool:
-    """Whether more than one node of the cluster is alive."""
+    """Return whether more than one node of the cluster is alive."""
     return len(_alive()) > 1
 
 
@@ -108,7 +101,7 @@ def refuse_unseen_storage(run: UPath, image: str) -> None:
     Raises
     ------
     BadInput
-        Names the nodes that do not see what this one wrote, or the image, or that do not answer, and why.
+        Names the nodes that cannot read the marker or the image, or that do not answer, and why.
     """
     run.mkdir(parents=True, exist_ok=True)
     marker = run / f".seen-{uuid.uuid4().hex}"
@@ -119,19 +112,19 @@ def refuse_unseen_storage(run: UPath, image: str) -> None:
         marker.unlink()
     remedies = {"cluster": "install this project on every node, or send it along: ray job submit --working-dir"}
     remedy = "name a folder that is mounted on every node, or a bucket that every node may use"
-    told = {"storage": f"do not see what this one writes to {run}", "data.images": f"do not see {image}"}
+    problems = {"storage": f"do not see what this one writes to {run}", "data.images": f"do not see {image}"}
     faults = []
     for field, reasons in lacking.items():
         whys = sorted(set(reasons.values()))
-        problem = f"nodes {', '.join(sorted(reasons))} {told.get(field, 'do not answer')}: {'; '.join(whys)}"
+        problem = f"nodes {', '.join(sorted(reasons))} {problems.get(field, 'do not answer')}: {'; '.join(whys)}"
         faults.append(Fault(field, problem, remedies.get(field, remedy)))
     if faults:
         raise BadInput(faults)
 
 
 def _ask_every_node(files: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Field of the recipe, or ``cluster`` where a node does not answer -> node -> why."""
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    """Return field of the recipe, or ``cluster`` where a node does not answer -> node -> reason."""
+    look = ray.remote(num_cpus=0, max_retries=0)(_unreadable)
     asked = []
     for node in _alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -148,8 +141,8 @@ def _ask_every_node(files: dict[str, str]) -> dict[str, dict[str, str]]:
     return lacking
 
 
-def _look(files: dict[str, str]) -> dict[str, str]:
-    """On a node: the fields of the recipe whose file cannot be read there, and why."""
+def _unreadable(files: dict[str, str]) -> dict[str, str]:
+    """Run on a node; return the fields of the recipe whose file cannot be read there, and why."""
     unseen = {}
     for field, file in files.items():
         try:
@@ -160,13 +153,21 @@ def _look(files: dict[str, str]) -> dict[str, str]:
     return unseen
 
 
+def unseen_here(path: UPath) -> str:
+    """Return the message of a worker whose node does not see a folder.
+
+    Nodes that join after a search began were not asked by :func:`refuse_unseen_storage`.
+    """
+    return f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) does not see {path}"
+
+
 def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def refuse_relative_paths(recipe: Recipe) -> None:
     """Raise :class:`BadInput` for paths that mean something else on another node, or in a job's copied folder."""
-    if in_job():
+    if ray_quirks.in_job():
         why = "a job runs in a copy of its folder that goes away"
     elif ray.is_initialized() and has_several_nodes():
         why = "this cluster has several nodes"
@@ -180,37 +181,43 @@ def refuse_relative_paths(recipe: Recipe) -> None:
         raise BadInput(faults)
 
 
-def per_trial(resources: Resources) -> dict[str, float]:
-    """What one trial asks Ray for, ``auto`` settled by what the cluster has."""
-    gpu = resources.gpu
-    if gpu == "auto":
-        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    return {"CPU": resources.cpu, "GPU": gpu}
+def per_trial(resources: Resources) -> Share:
+    """Return what one trial asks Ray for; ``auto`` depends on what the cluster has."""
+    gpus = resources.gpu
+    if gpus == "auto":
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return Share(resources.cpu, gpus)
 
 
-def slots(need: dict[str, float]) -> int:
-    """How many trials fit the cluster as it is now, node by node."""
+def slots(need: Share) -> int:
+    """Return how many trials fit the cluster as it is now, counted node by node."""
     nodes = [node["Resources"] for node in _alive()]
     epsilon = 1e-6  # ten tenths of a GPU are ten trials
     return sum(
-        min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.items() if amount) for node in nodes
+        min(int(node.get(kind, 0) / amount + epsilon) for kind, amount in need.amounts().items() if amount)
+        for node in nodes
     )
 
 
 def smallest_object_store() -> float:
-    """Bytes, of the node that has least: each node on which a trial runs holds a copy of all images."""
+    """Return the bytes of the smallest object store: each node on which trials run holds a copy of all images."""
     able = [node["Resources"] for node in _alive() if node["Resources"].get("CPU")]
     return min((node.get("object_store_memory", 0.0) for node in able), default=0.0)
 
 
-def shares() -> tuple[dict[str, float], int]:
-    """What a worker of a batch prediction asks for, and how many there can be.
+def prediction_share() -> tuple[Share, int]:
+    """Return what one worker of a batch prediction holds, and how many workers there can be.
 
-    A GPU and its share of its node's CPUs, which decode for it; or one CPU, where no node has a GPU.
+    A worker holds a GPU and its share of the node's CPUs, which decode for it; or one CPU, if no node has a GPU.
     """
     nodes = [node["Resources"] for node in _alive()]
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if not with_gpu:
-        return {"CPU": 1, "GPU": 0}, int(sum(node.get("CPU", 0) for node in nodes))
+        return Share(cpus=1, gpus=0), int(sum(node.get("CPU", 0) for node in nodes))
     cpus = min(int(node.get("CPU", 0) / node["GPU"]) for node in with_gpu)
-    return {"CPU": cpus, "GPU": 1}, int(sum(node["GPU"] for node in with_gpu))
+    return Share(cpus, gpus=1), int(sum(node["GPU"] for node in with_gpu))
+
+
+def assigned_here() -> Share:
+    """Return what Ray assigned to this task or actor."""
+    return Share(*ray_quirks.assigned())

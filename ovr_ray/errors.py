@@ -1,4 +1,4 @@
-"""What can go wrong, told to the person who can mend it."""
+"""Errors that are reported in words to the person who can fix them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Fault:
 
 
 class OvrRayError(Exception):
-    """Base of every error that is told to the user without a stack trace."""
+    """Base of the errors that are shown to the user without a stack trace."""
 
     exit_code = 1
 
 
 class BadInput(OvrRayError, ValueError):
-    """The recipe, the labels, the images or an argument are wrong; carries every fault found."""
+    """The recipe, the labels, the images or an argument are wrong. Carries every fault found."""
 
     exit_code = 2
 
@@ -34,14 +34,14 @@ class BadInput(OvrRayError, ValueError):
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[list[Fault]]]:
-        return type(self), (self.faults,)  # trials send it from process to process
+        return type(self), (self.faults,)  # pickled when a worker process raises it
 
 
 class RunFailed(OvrRayError):
-    """The input was fine, the work was not done."""
+    """The input was valid, but the work failed."""
 
 
 class Interrupted(OvrRayError):
-    """The user stopped the work; running it again goes on where it was."""
+    """The user stopped the work; the same command resumes it."""
 
     exit_code = 130

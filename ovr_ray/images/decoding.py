@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from upath import UPath
 
 from ovr_ray.model import prepared
-from ovr_ray.run_folder import storage_errors
+from ovr_ray.storage import storage_errors
 
 # for the whole process, as catch_warnings is not for threads; such images are told by us
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

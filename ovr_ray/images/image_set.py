@@ -22,7 +22,7 @@ from ovr_ray.images.labels import SHOWN, LabelTable, empty_part_faults
 from ovr_ray.images.progress import progress
 from ovr_ray.images.shards import Shard, missing, shards
 from ovr_ray.recipe import Data
-from ovr_ray.run_folder import storage_errors
+from ovr_ray.storage import storage_errors
 
 Images = dict[int, np.ndarray]
 """Row of the label table -> image, uint8 (C, H, W)."""

@@ -27,7 +27,7 @@ from ovr_ray.images.decoding import BadImage, UnreadableImage, decode, read_file
 from ovr_ray.images.files import stamps
 from ovr_ray.images.labels import LabelTable
 from ovr_ray.recipe import Data
-from ovr_ray.run_folder import storage_errors, write_whole
+from ovr_ray.storage import storage_errors, write_whole
 
 SHARD_BYTES = 32 << 20
 """Pixels of a shard, at most: enough for a disk or a bucket to be read at full speed, few enough to be mixed well."""

@@ -1,4 +1,4 @@
-"""Where in an image a sub-model sees its label."""
+"""Class activation maps: which areas of an image speak for a label."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ovr_ray.model.sub_model import SubModel
 
 
 def class_activation(sub_model: SubModel, images: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) on the last feature map that the logit depends on.
+    """Return Grad-CAM maps (Selvaraju et al., ICCV 2017) of the last feature map that the logit depends on.
 
     Parameters
     ----------
     sub_model : SubModel
-        In eval mode; any backbone: feature maps may have their channels first, last, or be tokens.
+        In eval mode. Feature maps may have their channels first or last, or be tokens of a transformer.
     images : Tensor of uint8, (N, 1 or 3, H, W)
-        N of 1 or more.
+        N is 1 or more.
 
     Returns
     -------
     Tensor of float32, (N, h, w)
-        What speaks for the label, each image's greatest value 1 (0 where nothing does); h and w are the feature map's.
+        Evidence for the label, scaled so that each image's largest value is 1 (all 0 if there is no evidence). h and w
+        are the size of the feature map.
     """
     maps: list[torch.Tensor] = []
 
@@ -48,7 +49,7 @@ def class_activation(sub_model: SubModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def _spatial(features: torch.Tensor | None) -> torch.Tensor | None:
-    """A feature map as (N, C, h, w), of images that are squares; None if it has no places."""
+    """Return the feature map of square images as (N, C, h, w); None if it has no spatial axes."""
     if features is None:
         return None
     if features.dim() == 4 and features.size(2) == features.size(3) > 1:

@@ -1,7 +1,7 @@
-"""A sub-model on disk: weights, what they belong to, and what training needs to go on.
+"""A sub-model on disk: its weights, a card that describes them, and the state that training resumes from.
 
-A checkpoint is a folder. Its ``sub_model.json`` is written last and tells the size of the weights, so a folder that
-was being written when the power went is told from a whole one.
+A checkpoint is a folder. Its card, ``sub_model.json``, is written last and holds the size of the weights, so that an
+incomplete checkpoint can be recognised.
 """
 
 from __future__ import annotations
@@ -9,33 +9,39 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model import backbones
+from ovr_ray.model.backbones import StateDict
 from ovr_ray.model.sub_model import SubModel
 
-_JSON, _WEIGHTS, _TRAINING = backbones.CARD, backbones.WEIGHTS, "training.pt"
+CARD: Final = "sub_model.json"
+WEIGHTS: Final = "weights.pt"
+TRAINING: Final = "training.pt"
+"""Files of a checkpoint; only a trial's latest checkpoint has the last one."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint says of itself (``sub_model.json``).
+    """Description of a checkpoint (``sub_model.json``).
 
     Attributes
     ----------
     task : str
     config : dict
-        Of :class:`~ovr_ray.recipe.Config`.
+        Fields of :class:`~ovr_ray.recipe.Config`.
     epoch : int
+        Counted from 1.
     metrics : dict
-        As reported for this epoch.
+        The epoch's row of ``epochs.csv``.
     threshold : float
-        The decision threshold that the task's goal asks for on validation.
+        Decision threshold that the task's goal asks for, chosen on validation.
     stored_size, image_size, channels, mean, std
         As in :class:`~ovr_ray.model.SubModel`.
     weights_bytes : int
@@ -54,52 +60,61 @@ class Card:
     std: list[float]
     weights_bytes: int = field(default=0)
 
-    def rank(self, metric: str) -> tuple[float, float, int]:
-        """What checkpoints are compared by: a metric, of equals the average precision, of equals the earlier epoch."""
-        return self.metrics[metric], self.metrics["val_average_precision"], -self.epoch
+    def rank(self, score_column: str) -> tuple[float, float, int]:
+        """Return what checkpoints are compared by: a metric, then the average precision, then the earlier epoch."""
+        return self.metrics[score_column], self.metrics["val_average_precision"], -self.epoch
 
-    def sub_model(self, weights: str | None = None) -> SubModel:
-        """Build it, the body starting from these weights (random by default)."""
-        network = backbones.build(self.config["backbone"], self.image_size, weights)
-        return SubModel(network, self.stored_size, self.image_size, self.channels, self.mean, self.std)
+    def sub_model(self, weights: StateDict | None = None) -> SubModel:
+        """Build the sub-model; the backbone's body has these weights, or random ones."""
+        backbone = backbones.build(self.config["backbone"], self.image_size, weights)
+        return SubModel(backbone, self.stored_size, self.image_size, self.channels, self.mean, self.std)
 
 
 def save(folder: UPath, card: Card, sub_model: SubModel, training: dict[str, Any]) -> None:
     """Write a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _TRAINING).write_bytes(_bytes(training))
+    (folder / TRAINING).write_bytes(_bytes(training))
     weights = _bytes({name: tensor.contiguous() for name, tensor in sub_model.state_dict().items()})
-    (folder / _WEIGHTS).write_bytes(weights)
+    (folder / WEIGHTS).write_bytes(weights)
     text = json.dumps(asdict(card) | {"weights_bytes": len(weights)}, indent=1, allow_nan=False)
-    (folder / _JSON).write_text(text)
+    (folder / CARD).write_text(text)
 
 
-def read_card(folder: UPath) -> Card | None:
-    """What a checkpoint says of itself; None if it is not whole."""
+def read_card(folder: UPath, files: Mapping[str, int] | None = None) -> Card | None:
+    """Read a checkpoint's card; None if the checkpoint is incomplete or absent.
+
+    Parameters
+    ----------
+    folder : UPath
+    files : mapping of str to int, optional
+        Sizes in bytes of the folder's files, from a listing; saves a request per checkpoint in a bucket.
+    """
+    if files is not None and not {CARD, WEIGHTS} <= files.keys():
+        return None
     try:
-        card = Card(**json.loads((folder / _JSON).read_text()))
-        whole = (folder / _WEIGHTS).stat().st_size == card.weights_bytes
+        card = Card(**json.loads((folder / CARD).read_text()))
+        size = (folder / WEIGHTS).stat().st_size if files is None else files[WEIGHTS]
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
         return None
-    return card if whole else None
+    return card if size == card.weights_bytes else None
 
 
 def load_sub_model(folder: UPath, card: Card) -> SubModel:
-    """The sub-model of a checkpoint, on the CPU, ready to predict."""
+    """Return the sub-model of a checkpoint, on the CPU, in eval mode."""
     sub_model = card.sub_model()
-    sub_model.load_state_dict(_load(folder / _WEIGHTS))
+    sub_model.load_state_dict(_load(folder / WEIGHTS))
     return sub_model.eval()
 
 
 def load_training(folder: UPath, sub_model: SubModel) -> dict[str, Any]:
-    """Put the weights into ``sub_model``; returns the state of its training."""
-    sub_model.load_state_dict(_load(folder / _WEIGHTS))
-    return _load(folder / _TRAINING)
+    """Load the weights into ``sub_model``; return the state of its training."""
+    sub_model.load_state_dict(_load(folder / WEIGHTS))
+    return _load(folder / TRAINING)
 
 
 def forget(folder: UPath, weights_too: bool) -> None:
-    """Delete a checkpoint, or only what training would need to go on from it."""
-    for name in (_JSON, _WEIGHTS, _TRAINING) if weights_too else (_TRAINING,):
+    """Delete a checkpoint, or only the state that training would resume from."""
+    for name in (CARD, WEIGHTS, TRAINING) if weights_too else (TRAINING,):
         (folder / name).unlink(missing_ok=True)
     if weights_too and folder.exists():  # in an object store a folder goes with its last object
         folder.rmdir()

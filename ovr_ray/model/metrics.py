@@ -1,10 +1,11 @@
-"""Confusion counts -> metrics; the threshold that suits a goal; intervals."""
+"""Metrics of confusion counts, decision thresholds that reach a goal, and intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import assert_never
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -28,17 +29,17 @@ class Confusion:
 
     @classmethod
     def of(cls, truth: np.ndarray, decision: np.ndarray) -> Confusion:
-        """Count; truth is 0/1 (N), decision bool (N)."""
+        """Count decisions: truth is 0/1 (N), decision bool (N)."""
         truth = truth.astype(bool)
         counts = [(~truth & ~decision), (~truth & decision), (truth & ~decision), (truth & decision)]
         return cls(*(int(count.sum()) for count in counts))
 
     def counts(self) -> dict[str, int]:
-        """tn, fp, fn, tp by name."""
+        """Return tn, fp, fn and tp by name."""
         return asdict(self)
 
     def metrics(self) -> dict[str, float]:
-        """The ten metrics by name, each in 0..1 (MCC in -1..1)."""
+        """Return the ten metrics by name, each in 0..1 (MCC in -1..1)."""
         tn, fp, fn, tp = self.tn, self.fp, self.fn, self.tp
         return {
             "sensitivity": _ratio(tp, tp + fn),
@@ -64,41 +65,44 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def choose_threshold(truth: np.ndarray, probability: np.ndarray, goal: ThresholdGoal = "f1") -> float:
-    """The decision threshold (``probability >= threshold`` is yes) that a goal asks for.
+    """Return the decision threshold (``probability >= threshold`` is yes) that a goal asks for.
 
-    It lies halfway between two neighbouring probabilities, so that it does not hang on one image's last digit.
+    It lies halfway between two neighbouring probabilities, so that rounding does not change a decision.
 
     Parameters
     ----------
     truth : ndarray, (N)
-        0 or 1, at least one of them 1.
+        0 or 1, with at least one 1.
     probability : ndarray, (N)
     goal : "f1", RecallGoal, PrecisionGoal or float
-        Where no threshold reaches a wanted precision, the one of the highest precision is taken.
+        If no threshold reaches the wanted precision, the one with the highest precision is taken.
     """
     if isinstance(goal, float | int):
         return float(goal)
     precision, recall, candidates = precision_recall_curve(truth, probability)
     precision, recall = precision[:-1], recall[:-1]  # the last point belongs to no threshold
-    if isinstance(goal, RecallGoal):
-        best = np.flatnonzero(recall >= goal.recall)[-1]
-    elif isinstance(goal, PrecisionGoal):
-        reached = np.flatnonzero(precision >= goal.precision)
-        best = reached[0] if len(reached) else int(precision.argmax())
-    else:
-        total = precision + recall
-        best = int(np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0).argmax())
+    match goal:
+        case RecallGoal():
+            best = int(np.flatnonzero(recall >= goal.recall)[-1])
+        case PrecisionGoal():
+            reached = np.flatnonzero(precision >= goal.precision)
+            best = int(reached[0] if len(reached) else precision.argmax())
+        case "f1":
+            total = precision + recall
+            best = int(np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0).argmax())
+        case _:
+            assert_never(goal)
     below = candidates[best - 1] if best else 0.0
     return float((candidates[best] + below) / 2)
 
 
 def average_precision(truth: np.ndarray, probability: np.ndarray) -> float:
-    """Area under the precision-recall curve as scikit-learn sums it; 0 where there is no positive."""
+    """Return the average precision as scikit-learn defines it; 0 where there is no positive."""
     return float(average_precision_score(truth, probability)) if truth.any() else 0.0
 
 
 def f1_at(threshold: float) -> Callable[[np.ndarray, np.ndarray], float]:
-    """F1 at this threshold, as a function of truth and probability."""
+    """Return a function of truth and probability: F1 at this threshold."""
     return lambda truth, probability: Confusion.of(truth, probability >= threshold).f1
 
 
@@ -109,7 +113,7 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of 95 % over images (Efron and Tibshirani, 1993)."""
+    """Return the 95 % percentile bootstrap interval over images (Efron and Tibshirani, 1993)."""
     if len(truth) < 2:
         return float("nan"), float("nan")
     how = {

@@ -1,4 +1,4 @@
-"""One sub-model: preprocessing and a backbone with one logit, for one task."""
+"""A sub-model: preprocessing and a backbone with one logit, for one task."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ovr_ray.model import backbones
+from ovr_ray.model.backbones import Backbone
 
 
 class SubModel(nn.Module):
-    """Images of any size and colour -> one logit each. Scripts to TorchScript.
+    """Map images of any size and colour to one logit each. Scripts to TorchScript.
 
-    What training does to an image happens here, so that nothing else can do it differently.
+    Preprocessing is part of it, so that an image is treated in the same way in training and in prediction.
 
     Parameters
     ----------
-    network : Module
-        (N, 3, S, S) -> (N, 1), from :func:`ovr_ray.model.backbones.build`.
+    backbone : Backbone
+        With one logit, from :func:`ovr_ray.model.build`.
     stored_size, image_size : int
-        Pixels a side of the images that training read, and of those that the network sees.
+        Pixels a side of the stored images, and of those that the network sees.
     channels : int
-        1 or 3: what training read.
-    mean, std : list of float, one a channel
-        Of the training images, in 0..1.
+        Channels of the stored images, 1 or 3.
+    mean, std : list of float, one per channel
+        Of the training images, whose pixels are in 0..1.
     """
 
     def __init__(
-        self, network: nn.Module, stored_size: int, image_size: int, channels: int, mean: list[float], std: list[float]
+        self, backbone: Backbone, stored_size: int, image_size: int, channels: int, mean: list[float], std: list[float]
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = backbone.network
+        self.head_path = backbone.head
         self.stored_size = stored_size
         self.image_size = image_size
         self.channels = channels
@@ -38,32 +39,48 @@ class SubModel(nn.Module):
         self.std = nn.Buffer(torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 (N), of images: uint8, or float in 0..1; (N, 1 or 3, H, W)."""
+        """Return logits, float32 (N), of images: uint8, or float in 0..1; (N, 1 or 3, H, W)."""
         images = prepared(images, self.channels, self.stored_size)
         if self.image_size != self.stored_size:
             images = resized(images, self.image_size)
         images = (images - self.mean) / self.std
         return self.network(images.expand(-1, 3, -1, -1)).flatten().float()
 
+    def head(self) -> nn.Module:
+        """Return the last layer of the network."""
+        return self.network.get_submodule(self.head_path)
+
     def set_frozen(self, frozen: bool) -> None:
-        """Train the head alone, or the whole network; the body of a frozen network keeps its batch statistics."""
+        """Train the head alone, or the whole network; a frozen body keeps its batch statistics."""
         self.network.requires_grad_(not frozen)
-        backbones.head(self.network).requires_grad_(True)
+        self.head().requires_grad_(True)
         if self.training and frozen:
             self.network.eval()
 
 
 def prepared(images: torch.Tensor, channels: int, size: int) -> torch.Tensor:
-    """As training stores them, in 256 levels: float in 0..1, (N, channels, size, size).
+    """Return images as training stores them, rounded to 256 levels.
 
-    Training's own images are made by this function; half a level makes some networks' logits differ by whole numbers.
+    The stored images are made by this very function: half a level changes the logits of some networks by whole numbers.
+
+    Parameters
+    ----------
+    images : Tensor of uint8, or of float in 0..1, (N, 1 or 3, H, W)
+    channels : int
+        1 (ITU-R 601 luminance, as Pillow's "L") or 3.
+    size : int
+        Pixels a side.
+
+    Returns
+    -------
+    Tensor of float32 in 0..1, (N, channels, size, size)
     """
     if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
         raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
     levels = images.float() if images.dtype == torch.uint8 else (images.float() * 255.0).round()
     if levels.size(1) == 1 and channels == 3:
         levels = levels.expand(-1, 3, -1, -1)
-    if levels.size(1) == 3 and channels == 1:  # ITU-R 601 luminance, as Pillow's "L"
+    if levels.size(1) == 3 and channels == 1:
         levels = (0.299 * levels[:, 0:1] + 0.587 * levels[:, 1:2] + 0.114 * levels[:, 2:3]).round()
     if levels.size(2) != size or levels.size(3) != size:
         levels = resized(levels, size).round()
@@ -71,7 +88,7 @@ def prepared(images: torch.Tensor, channels: int, size: int) -> torch.Tensor:
 
 
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Square of this many pixels a side; bilinear, antialiased."""
+    """Return square images of this many pixels a side; bilinear with antialiasing."""
     if images.size(2) == size and images.size(3) == size:
         return images
     return F.interpolate(images, size=[size, size], mode="bilinear", align_corners=False, antialias=True)

@@ -1,11 +1,12 @@
-"""What to run: data, tasks, spaces, budget, resources.
+"""What to run: data, tasks, search spaces, budgets, resources.
 
 ``jobs/recipes/reference.yaml`` shows every field with a comment.
 """
 
-from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute, is_anchored
+from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute, is_anchored, is_weights_file
 from ovr_ray.recipe.reading import extended, load, parse
 from ovr_ray.recipe.sections import (
+    BUILT_IN_TRACKERS,
     Augment,
     Checkpoints,
     ColumnSplit,
@@ -18,10 +19,10 @@ from ovr_ray.recipe.sections import (
     Search,
     Task,
     ThresholdGoal,
-    Tracker,
 )
 
 __all__ = [
+    "BUILT_IN_TRACKERS",
     "Augment",
     "Checkpoints",
     "Choice",
@@ -39,11 +40,11 @@ __all__ = [
     "Search",
     "Task",
     "ThresholdGoal",
-    "Tracker",
     "Uniform",
     "absolute",
     "extended",
     "is_anchored",
+    "is_weights_file",
     "load",
     "parse",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +20,11 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from ovr_ray.choices import LEAST_IMAGE_SIZE, NamedSchedule, Optimizer, Precision
 
-class Model(BaseModel):
-    """Base of every recipe section: unknown fields are errors, values do not change."""
+
+class Section(BaseModel):
+    """Base of every recipe section. Unknown fields are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,21 +40,26 @@ Stages = Annotated[dict[PositiveInt, PositiveFloat], AfterValidator(_starts_at_e
 
 
 def is_anchored(path: str) -> bool:
-    """Whether a path or URI means the same from every folder."""
+    """Return whether a path or URI means the same from every folder."""
     return "://" in path or Path(path).expanduser().is_absolute()
 
 
 def absolute(path: str) -> str:
-    """The path from the root; URIs as they are."""
+    """Return the path from the root; URIs stay as they are."""
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
-def _file_or_name(weights: str) -> str:
-    return absolute(weights) if "/" in weights or Path(weights).suffix else weights
+def is_weights_file(weights: str) -> bool:
+    """Return whether ``weights`` is a path, not the name of pretrained weights."""
+    return "/" in weights or bool(Path(weights).suffix)
 
 
-Weights = Annotated[str, AfterValidator(_file_or_name)]
-"""A name of torchvision's, or the path of a file or a checkpoint."""
+def _anchored(weights: str) -> str:
+    return absolute(weights) if is_weights_file(weights) else weights
+
+
+Weights = Annotated[str, AfterValidator(_anchored)]
+"""A name of the backbone's pretrained weights, or the path of a state-dict file or a checkpoint."""
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -60,61 +67,62 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 
 
-class Augment(Model):
-    """Random changes of training images, drawn anew for every image and epoch."""
+class Augment(Section):
+    """Random changes of training images, drawn anew for every image and every epoch."""
 
     horizontal_flip: Fraction = 0.5
-    """How often an image is mirrored."""
+    """Probability that an image is mirrored, left to right."""
     vertical_flip: Fraction = 0.5
+    """Probability that an image is turned upside down."""
     rotation: Degrees = 0
-    """Degrees, at most, either way."""
+    """Largest rotation, in degrees, clockwise or counterclockwise."""
     shift: ShareBelowOne = 0
-    """Share of a side, at most, in each direction."""
+    """Largest shift along each axis, as a share of the side."""
     crop: ShareBelowOne = 0
-    """Share of the area that is cut away, at most; the rest is enlarged again."""
+    """Largest share of the area that is cut away; the rest is resized to the full image."""
     brightness: Fraction = 0
-    """Relative change, at most, either way."""
+    """Largest relative change of brightness, up or down."""
 
 
-RETIRED = ("label_smoothing", "focal_gamma", "dropout")
-"""Fields that configs of older runs have."""
+RETIRED: Final = ("label_smoothing", "focal_gamma", "dropout")
+"""Fields that were removed; configs of older runs still have them."""
 
 
-class Config(Model):
+class Config(Section):
     """One sub-model's hyperparameters. A task's ``space`` may vary any of them."""
 
     backbone: str = "resnet18"
-    """A torchvision classification network by its torchvision name, or ``efficientnet_lite0``."""
+    """Name of a network; :func:`ovr_ray.model.backbone_names` lists all of them."""
     weights: Weights | None = "DEFAULT"
-    """Where the backbone starts: a name of torchvision's (``DEFAULT``, ``IMAGENET1K_V1``), a state-dict file, the
-    checkpoint of another sub-model (its folder or ``weights.pt``), whose body is taken, or null for random weights."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Initial weights of the backbone: a name (``DEFAULT``, ``IMAGENET1K_V1``), a state-dict file, the checkpoint of
+    another sub-model (its folder or ``weights.pt``), or null for random weights. The head is always new."""
+    image_size: Annotated[int, Field(ge=LEAST_IMAGE_SIZE)] | None = None
     """Pixels a side that the network sees; null: ``data.image_size``."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     lr: PositiveFloat = 3e-4
-    """Learning rate at the start (a staged ``schedule`` brings its own)."""
+    """Initial learning rate; a staged ``schedule`` sets its own."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD (Nesterov's); 0: plain SGD. Other optimizers ignore it."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    schedule: Literal["constant", "cosine"] | Stages = "cosine"
-    """``constant``, ``cosine`` (to zero at ``search.max_epochs``), or staged: first epoch of a stage -> rate."""
+    schedule: NamedSchedule | Stages = "cosine"
+    """``constant``, ``cosine`` (to zero at ``search.max_epochs``), or stages: first epoch of a stage -> rate."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """The rate grows from zero over so many epochs, or parts of one; a cosine then falls step by step, too, not epoch
-    by epoch."""
+    """The rate grows linearly from zero over this many epochs, which may be a fraction. A cosine then falls at every
+    step instead of every epoch."""
     body_lr_factor: PositiveFloat = 1.0
-    """The backbone's body learns at so many times the rate of its head."""
+    """Learning rate of the backbone's body, as a multiple of the head's."""
     unfreeze_epoch: NonNegativeInt = 0
-    """The head alone is trained before this epoch; 0 or 1: the whole network from the start."""
+    """Only the head is trained before this epoch; 0 or 1: the whole network from the start."""
     pos_weight: Literal["balanced"] | PositiveFloat = "balanced"
-    """Weight of a positive image in the loss; balanced: negatives / positives of the train part."""
+    """Weight of a positive image in the loss; balanced: negatives / positives of the train split."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Above 0, validation, checkpoints and thresholds are of an exponential moving average of the weights."""
-    precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
-    """What a network multiplies in; its weights are float32 in any case. ``bf16``: autocast; ``tf32``: float32 with a
-    short fraction, on NVIDIA's tensor cores; ``auto``: bf16 on GPUs that have it in hardware, else fp32."""
+    """Above 0, an exponential moving average of the weights is validated and saved instead of the weights."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; its weights are float32 in any case. ``bf16``: autocast; ``tf32``: float32 with a
+    short mantissa on NVIDIA's tensor cores; ``auto``: bf16 on GPUs that support it in hardware, else fp32."""
     horizontal_flip: Fraction | None = None
-    """As in :class:`Augment`; null, here and below: as the recipe's ``augment`` says."""
+    """As in :class:`Augment`; null, here and below: the recipe's ``augment`` decides."""
     vertical_flip: Fraction | None = None
     rotation: Degrees | None = None
     shift: ShareBelowOne | None = None
@@ -123,14 +131,14 @@ class Config(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _older_runs_had_more_fields(cls, raw: Any) -> Any:
-        """They are gone; where they were off, as they were by default, an older run goes on without them."""
+    def _drop_retired_fields(cls, raw: Any) -> Any:
+        """Accept configs of older runs in which the retired fields were off, as they were by default."""
         if not isinstance(raw, dict):
             return raw
         return {name: value for name, value in raw.items() if name not in RETIRED or value}
 
     def augment(self, otherwise: Augment) -> Augment:
-        """How this config's training images are changed."""
+        """Return the augmentation of this config; fields that it leaves open are taken from ``otherwise``."""
         given = {name: value for name in Augment.model_fields if (value := getattr(self, name)) is not None}
         return otherwise.model_copy(update=given)
 
@@ -138,7 +146,7 @@ class Config(Model):
 T = TypeVar("T")
 
 
-class Choice(Model, Generic[T]):
+class Choice(Section, Generic[T]):
     """One of the listed values."""
 
     choice: Annotated[list[T], Field(min_length=1)]
@@ -150,7 +158,7 @@ class Choice(Model, Generic[T]):
         return value in self.choice
 
 
-class Range(Model):
+class Range(Section):
     """Base of the domains with two ends, their only field."""
 
     def __str__(self) -> str:
@@ -236,9 +244,9 @@ def _type_of(field: FieldInfo) -> Any:
 _space_fields: dict[str, Any] = {name: (_varied(_type_of(f)), None) for name, f in Config.model_fields.items()}
 if TYPE_CHECKING:
 
-    class Space(Model):
+    class Space(Section):
         """Fields of Config, each a value or a domain."""
 else:
     Space = create_model(
-        "Space", __base__=Model, __doc__="Fields of Config, each a value or a domain.", **_space_fields
+        "Space", __base__=Section, __doc__="Fields of Config, each a value or a domain.", **_space_fields
     )

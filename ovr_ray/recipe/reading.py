@@ -1,4 +1,4 @@
-"""A recipe from YAML, with every fault and its path in the file."""
+"""Read a recipe from YAML; report every fault with its path in the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe.config import Model
+from ovr_ray.recipe.config import Section
 from ovr_ray.recipe.sections import Recipe
 
 REFERENCE = "jobs/recipes/reference.yaml"
@@ -26,12 +26,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path : str or Path
         A YAML file.
     overrides : sequence of str
-        ``key.path=value`` each, the value in YAML: ``search.max_epochs=3``.
+        Each ``key.path=value``, the value in YAML: ``search.max_epochs=3``.
 
     Raises
     ------
     BadInput
-        With every fault found, each with its path in the file.
+        Carries every fault found, each with its path in the file.
     """
     source = str(path)
     raw = _read_yaml(Path(path))
@@ -42,20 +42,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(raw: dict[str, Any], source: str = "recipe") -> Recipe:
-    """A recipe from plain YAML types; raises :class:`BadInput` like :func:`load`."""
+    """Return the recipe of plain YAML types; raises :class:`BadInput` like :func:`load`."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise BadInput([_told(details, source) for details in error.errors()]) from None
+        raise BadInput([_fault(details, source) for details in error.errors()]) from None
 
 
 def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
-    """The recipe with more trials: ``crack=+10`` each, ten more than it says.
+    """Return the recipe with more trials: each extension is of the form ``crack=+10``.
 
     Raises
     ------
     BadInput
-        If one is not of that form, or names no task.
+        If an extension is not of that form, or names no task.
     """
     faults, tasks = [], dict(recipe.tasks)
     for extension in extensions:
@@ -72,7 +72,7 @@ def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; a task written twice would vanish."""
+    """A loader that refuses a key that is given twice; PyYAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -102,7 +102,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _unshared(raw: Any) -> Any:
-    """What an anchor gives to several places, a copy each: an override of one task must not change the others."""
+    """Return a copy without shared parts: YAML anchors share them, and an override of one task must not change others."""
     if isinstance(raw, dict):
         return {key: _unshared(value) for key, value in raw.items()}
     return [_unshared(value) for value in raw] if isinstance(raw, list) else raw
@@ -127,18 +127,18 @@ def _apply(raw: dict[str, Any], override: str) -> Fault | None:
     return None
 
 
-def _field_names(model: Any = Recipe) -> set[str]:
+def _field_names(section: Any = Recipe) -> set[str]:
     names = set()
-    for name, field in model.model_fields.items():
+    for name, field in section.model_fields.items():
         names.add(name)
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, Model):
+            if isinstance(kind, type) and issubclass(kind, Section):
                 names |= _field_names(kind)
     return names
 
 
 _BRANCHES = {"value", "random", "number", "f1", "float", "int", "str", "none", "constrained-str"}
-"""Names of union branches that pydantic puts into an error's path; no field has such a name."""
+"""Names of union branches that pydantic puts into the path of an error; no field has such a name."""
 
 
 def _path(steps: Sequence[str | int]) -> str:
@@ -151,7 +151,7 @@ def _path(steps: Sequence[str | int]) -> str:
     return ".".join(kept)
 
 
-def _told(error: ErrorDetails, source: str) -> Fault:
+def _fault(error: ErrorDetails, source: str) -> Fault:
     path = _path(error["loc"])
     where = f"{source}: {path}" if path else source
     if error["type"] == "extra_forbidden":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     NonNegativeInt,
@@ -17,10 +18,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Model, Space, absolute, is_anchored
+from ovr_ray import plugins
+from ovr_ray.choices import LEAST_IMAGE_SIZE, Color, Metric, OnBadImage, Scheduler, Searcher
+from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Section, Space, absolute, is_anchored
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""Becomes part of a path: letters, digits, '_', '-', '.'."""
+"""A name that becomes part of a path: letters, digits, '_', '-', '.'."""
 
 
 def _fault_at(where: tuple[str | int, ...], problem: str, value: Any) -> InitErrorDetails:
@@ -29,14 +32,14 @@ def _fault_at(where: tuple[str | int, ...], problem: str, value: Any) -> InitErr
     )
 
 
-class RandomSplit(Model):
-    """Stratified on the labels; what is neither val nor test is train."""
+class RandomSplit(Section):
+    """A random split, stratified on the labels; the rows in neither val nor test are train."""
 
     val: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
     seed: NonNegativeInt = 32
     stratify: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Columns of 0/1 whose shares every part has, whatever the tasks are; null: the tasks' own."""
+    """Columns of 0/1 whose share of positives is the same in every split; null: the columns of the tasks."""
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> RandomSplit:
@@ -45,8 +48,8 @@ class RandomSplit(Model):
         return self
 
 
-class ColumnSplit(Model):
-    """The user's own split: a column that says train, val or test."""
+class ColumnSplit(Section):
+    """The user's own split: a column that holds train, val or test."""
 
     column: str
 
@@ -55,43 +58,43 @@ def _split_tag(value: Any) -> str:
     return "column" if isinstance(value, ColumnSplit) or (isinstance(value, dict) and "column" in value) else "random"
 
 
-class Data(Model):
-    """Labels, images and how they are split and stored."""
+class Data(Section):
+    """Labels and images, and how they are split and stored."""
 
     labels: str
-    """CSV or Parquet file (path or URI), a row an image."""
+    """CSV or Parquet file (path or URI), one row per image."""
     images: str
     """Folder (path or URI) that ``filename`` is relative to."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ";"
     filename: str = "filename"
     """Column of the image's path below ``images``."""
     group: str | None = None
-    """Column; rows of one group never fall into two parts."""
+    """Column; rows with the same value always fall into the same split."""
     split: Annotated[
         Annotated[RandomSplit, Tag("random")] | Annotated[ColumnSplit, Tag("column")],
         Discriminator(_split_tag),
     ] = RandomSplit()
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
-    """Stored pixels a side; images are squashed to a square."""
-    color: Literal["gray", "rgb"] = "gray"
+    image_size: Annotated[int, Field(ge=LEAST_IMAGE_SIZE, le=4096)] = 224
+    """Pixels a side of the stored images, which are resized to a square."""
+    color: Color = "gray"
     limit: PositiveInt | None = None
-    """For trying out: about this many rows, the shares of the labels kept."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    """Use only about this many rows, with the labels' shares kept; for trying things out."""
+    on_bad_image: OnBadImage = "error"
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Channels of a stored image: 1 or 3."""
         return 1 if self.color == "gray" else 3
 
 
-class RecallGoal(Model):
-    """The highest threshold that still finds this share of the positives."""
+class RecallGoal(Section):
+    """The highest threshold whose recall is still at least this."""
 
     recall: Annotated[float, Field(gt=0, le=1)]
 
 
-class PrecisionGoal(Model):
-    """The lowest threshold at which this share of the alarms is right."""
+class PrecisionGoal(Section):
+    """The lowest threshold whose precision is at least this."""
 
     precision: Annotated[float, Field(gt=0, le=1)]
 
@@ -112,29 +115,29 @@ ThresholdGoal = Annotated[
 ]
 
 
-class Task(Model):
-    """One label: its column, its budget, its search space."""
+class Task(Section):
+    """One label: its column, its number of trials, its search space."""
 
     column: str = ""
-    """Column of 0/1; empty cells do not count. Default: the task's name."""
+    """Column of 0/1, where an empty cell means unknown. Default: the task's name."""
     trials: PositiveInt = 20
     default: Config = Config()
-    """The first trial."""
+    """Config of the first trial."""
     space: Space = Space()
     threshold: ThresholdGoal = "f1"
-    """What the decision threshold maximises (f1) or holds ({recall: 0.95}, {precision: 0.9}), or a number."""
+    """How the decision threshold is chosen: f1 (maximise it), {recall: 0.95}, {precision: 0.9}, or a fixed number."""
 
     def varied(self) -> dict[str, Domain]:
-        """The fields that the search varies."""
+        """Return the fields that the search varies."""
         return {name: value for name, value in self._given_space().items() if isinstance(value, Domain)}
 
     def fixed(self) -> dict[str, Any]:
-        """The fields that ``space`` gives one value, or else ``default``."""
+        """Return the fields with one value, from ``space`` or else from ``default``."""
         given = self.default.model_dump(exclude_unset=True) | self._given_space()
         return {name: value for name, value in given.items() if name not in self.varied()}
 
     def options(self, field: str) -> list[Any]:
-        """What a field of the config may be: all of a choice, the ends of a range, or the one value it has."""
+        """Return the possible values of a config field: all of a choice, the ends of a range, or its only value."""
         domain = self.varied().get(field)
         if domain is None:
             return [self.fixed().get(field, getattr(self.default, field))]
@@ -155,31 +158,42 @@ class Task(Model):
         return self
 
 
-Tracker = Literal["mlflow", "wandb"]
-"""Where every epoch may go, too; see :mod:`ovr_ray.search.trackers`."""
+BUILT_IN_TRACKERS: Final = ("mlflow", "wandb")
 
 
-class Search(Model):
-    """How every task is searched."""
+def _known_tracker(name: str) -> str:
+    known = [*BUILT_IN_TRACKERS, *plugins.names(plugins.TRACKERS)]
+    if name not in known:
+        raise ValueError(f"no such tracker; installed: {', '.join(known)}")
+    return name
 
-    metric: Literal["f1", "f1_at_half", "average_precision"] = "average_precision"
-    """What trials and epochs are compared by: ``val_<metric>``."""
-    searcher: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+
+class Search(Section):
+    """How the tasks are searched."""
+
+    metric: Metric = "average_precision"
+    """Validation metric by which trials and epochs are compared."""
+    searcher: Searcher = "tpe"
+    scheduler: Scheduler = "asha"
     max_epochs: PositiveInt = 30
     grace_epochs: PositiveInt = 3
-    """ASHA stops no trial before this many epochs."""
+    """Number of epochs before which ASHA stops no trial."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """ASHA lets 1 in this many trials go on at each rung."""
+    """At each rung of ASHA, 1 in this many trials goes on."""
     seed: NonNegativeInt = 0
     max_concurrent: PositiveInt | None = None
-    """Trials at a time; null: as many as fit the nodes that are up. A number also makes an autoscaler start nodes."""
+    """Trials that run at once; null: as many as fit the running nodes. A number also makes an autoscaler add nodes."""
     time_budget: PositiveFloat | None = None
-    """Seconds of searching, over all resumptions; null: no limit."""
+    """Seconds that the search may take, summed over all sessions; null: no limit."""
     max_failures: NonNegativeInt = 3
-    """How often a trial that crashed is tried again, from its last checkpoint."""
-    trackers: tuple[Tracker, ...] = ()
-    """Every trial's config and epochs go there, too."""
+    """How many times a crashed trial is started again, from its last checkpoint."""
+    trackers: tuple[Annotated[str, AfterValidator(_known_tracker)], ...] = ()
+    """Services that also get every trial's config and epochs; see :mod:`ovr_ray.search.trackers`."""
+
+    @property
+    def score_column(self) -> str:
+        """Column of ``epochs.csv``, and key of a checkpoint's metrics, by which trials and epochs are compared."""
+        return f"val_{self.metric}"
 
     @model_validator(mode="after")
     def _grace_within_epochs(self) -> Search:
@@ -188,32 +202,32 @@ class Search(Model):
         return self
 
 
-class Checkpoints(Model):
-    """Which epochs of a trial are written, and how many stay."""
+class Checkpoints(Section):
+    """Which epochs of a trial are saved, and how many checkpoints are kept."""
 
     every: PositiveInt = 1
-    """Save every n-th epoch (the last one always)."""
+    """Save every n-th epoch, and always the last one."""
     above_f1: Fraction | None = None
-    """Save also each epoch whose validation F1 reaches this."""
+    """Also save each epoch whose validation F1 is at least this."""
     keep: PositiveInt = 2
-    """How many of a trial's checkpoints stay: the best ones; the latest always, beside a single best if need be."""
+    """Checkpoints that are kept per trial: the best ones. The latest is always kept, even beside a single best."""
 
 
-class Resources(Model):
-    """What one trial holds while it runs; fractions are allowed."""
+class Resources(Section):
+    """Resources of one running trial; fractions are allowed."""
 
     cpu: PositiveFloat = 1
     gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """auto: 1 where the cluster has GPUs, else 0."""
+    """GPUs; auto: 1 where the cluster has GPUs, else 0."""
     object_store: Fraction = 0.5
-    """Not of a trial: the share of a node's object store that decoded images may fill; more are streamed from disk."""
+    """Share of a node's object store that decoded images may fill; a larger set is streamed from disk."""
 
 
-class Recipe(Model):
-    """Everything that one search needs to know."""
+class Recipe(Section):
+    """Everything that a search needs to know."""
 
     name: Name
-    """The run folder's name below ``storage``."""
+    """Name of the run folder below ``storage``."""
     data: Data
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     augment: Augment = Augment()
@@ -221,7 +235,7 @@ class Recipe(Model):
     checkpoints: Checkpoints = Checkpoints()
     resources: Resources = Resources()
     storage: str = "runs"
-    """Folder or URI that every node sees; the run folder is ``<storage>/<name>``."""
+    """Folder or URI that every node can read and write; the run folder is ``<storage>/<name>``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -259,17 +273,17 @@ class Recipe(Model):
         return self
 
     def relative_fields(self) -> list[str]:
-        """The fields whose path depends on the current folder."""
+        """Return the fields whose path depends on the current folder."""
         paths = {"data.labels": self.data.labels, "data.images": self.data.images, "storage": self.storage}
         return [name for name, path in paths.items() if not is_anchored(path)]
 
     def resolved(self) -> Recipe:
-        """The same with absolute paths, so that it means the same from every folder."""
+        """Return this recipe with absolute paths, so that it means the same from every folder."""
         data = self.data.model_copy(update={k: absolute(getattr(self.data, k)) for k in ("labels", "images")})
         return self.model_copy(update={"data": data, "storage": absolute(self.storage)})
 
     def dump(self) -> dict[str, Any]:
-        """As plain YAML types; fields that were not given appear with their defaults, spaces as given."""
+        """Return plain YAML types; fields that were not given appear with their defaults, spaces as given."""
         plain = self.model_dump(mode="json")
         for name, task in self.tasks.items():
             plain["tasks"][name]["space"] = task.space.model_dump(mode="json", exclude_unset=True)

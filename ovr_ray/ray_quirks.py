@@ -1,0 +1,169 @@
+"""Everything that depends on Ray's internals or on the wording of its messages, for the Ray that constraints.txt pins.
+
+Each function has a test in ``tests/test_ray_quirks.py``. Run those first after an upgrade of Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import ray
+from ray._private import ray_constants
+
+NODE_LOST: Final = "its node has died"
+"""Ray's words about an actor whose machine is gone."""
+
+SLOW_START: Final = "timed out during startup"
+"""Ray's words when its processes did not come up within its fixed 30 seconds."""
+
+LOW_MEMORY: Final = "running low on memory"
+"""Ray's words when it kills workers to free memory. Tune does not expect this end of a trial, and gives up."""
+
+LONGEST_REASON: Final = 500
+"""Characters of an error that are kept; the whole trace is in the trial's ``error.txt``."""
+
+CHATTY: Final = (
+    "ray._private.authentication",  # says that a local cluster asks for a token, which it finds by itself
+    "ray.data",  # bad images are reported by us; a failed task raises
+    "ray.tune",  # failed trials are reported by us; their traces are in trials/*/error.txt
+)
+"""Loggers whose warnings would hide the messages of this package."""
+
+CHATTY_CLIENT: Final = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that report every upload and connection of the job client."""
+
+ON_START: Final = {
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a table of its own, whatever the verbosity
+}
+"""Variables that Ray reads when it is imported or started."""
+
+DURING_SEARCH: Final = {
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # otherwise Tune restarts a preempted trial, and so does the ledger
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that ended early has no score to report
+}
+"""Variables that Tune reads during a search."""
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within this block, and restore what was there before.
+
+    A variable that the user has set keeps its value.
+    """
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def pending_trials(count: int) -> dict[str, str]:
+    """Return the variable that lets this many trials wait for resources at once.
+
+    With a custom searcher only one trial waits otherwise, and an autoscaler adds nodes one by one.
+    """
+    return {"TUNE_MAX_PENDING_TRIALS_PG": str(count)}
+
+
+def quiet(loggers: tuple[str, ...], level: int) -> None:
+    """Raise the level of these loggers."""
+    for name in loggers:
+        logging.getLogger(name).setLevel(level)
+
+
+def in_job() -> bool:
+    """Return whether this process was started by ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Have a Ray that is started within this block bind its ports to loopback.
+
+    Ray binds its ports to all interfaces unless it thinks that it runs on Windows or macOS, where this avoids the
+    firewall's questions. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` has the same effect, but only before Ray is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def last_failure(error_file: str | None) -> str:
+    """Return the last trace in a trial's ``error.txt``, where Tune appends one per failure; "" if there is none."""
+    traces = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
+    return traces.rpartition("Failure # ")[2].strip()
+
+
+def is_node_loss(failure: str) -> bool:
+    """Return whether a trial failed because its machine is gone."""
+    return NODE_LOST in failure
+
+
+def reason_of(failure: str) -> str:
+    """Return the exception of a trace, without the trace."""
+    if is_node_loss(failure):
+        return NODE_LOST
+    lines = failure.splitlines()
+    named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(\([\w.]+\))?: ", line)]
+    return "\n".join(lines[named[-1] if named else -1 :])[:LONGEST_REASON].strip() or "its worker died"
+
+
+def trace_file(trial: Any, folder: Path) -> Path:
+    """Return where Tune writes the trace of a trial; a trial that is tried again gets a folder of its own."""
+    return folder.with_name(trial.relative_logdir) / "error.txt"
+
+
+def forget_history(trial: Any) -> None:
+    """Drop the metrics that Tune keeps of an ended trial, three times, until the search ends."""
+    kept = trial.run_metadata
+    kept.metric_analysis, kept.metric_n_steps = {}, {}
+
+
+def stand_in(trial_id: str) -> Any:
+    """Return what Tune's ASHA needs of a trial: it looks at nothing but the identifier."""
+    return SimpleNamespace(trial_id=trial_id)
+
+
+def with_step(metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return metrics for ``tune.report`` whose step in TensorBoard is ``step``.
+
+    Tune's own count starts again whenever a trial is resumed.
+    """
+    from ray.tune.result import TIMESTEPS_TOTAL
+
+    return {**metrics, TIMESTEPS_TOTAL: step}
+
+
+def numbers_of(result: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return the numbers that a trial reported, without what Tune added, and with the step that its loggers use."""
+    from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
+
+    numbers = {
+        name: value
+        for name, value in result.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in AUTO_RESULT_KEYS
+    }
+    return numbers | {TRAINING_ITERATION: step}
+
+
+def assigned() -> tuple[float, float]:
+    """Return the CPUs and GPUs that Ray assigned to this task or actor."""
+    resources = ray.get_runtime_context().get_assigned_resources()
+    return resources.get("CPU", 1), resources.get("GPU", 0)

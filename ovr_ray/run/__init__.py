@@ -1,0 +1,43 @@
+"""A run folder: its files, its records, and the clock of who works in it."""
+
+from ovr_ray.run.clock import Clock
+from ovr_ray.run.folder import (
+    CheckpointFiles,
+    FoldFolder,
+    FoundTrial,
+    RefitFolder,
+    RunFolder,
+    TrialFolder,
+    trial_name,
+)
+from ovr_ray.run.records import (
+    CalibrationRecord,
+    EnsembleRecord,
+    MadeWith,
+    Record,
+    RefitRecord,
+    Scores,
+    Status,
+    TrialRecord,
+    WinnerRecord,
+)
+
+__all__ = [
+    "CalibrationRecord",
+    "CheckpointFiles",
+    "Clock",
+    "EnsembleRecord",
+    "FoldFolder",
+    "FoundTrial",
+    "MadeWith",
+    "Record",
+    "RefitFolder",
+    "RefitRecord",
+    "RunFolder",
+    "Scores",
+    "Status",
+    "TrialFolder",
+    "TrialRecord",
+    "WinnerRecord",
+    "trial_name",
+]
