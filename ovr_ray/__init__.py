@@ -4,13 +4,45 @@
 >>> run = ovr_ray.tune("recipe.yaml")
 >>> model = ovr_ray.combine(run)
 >>> ovr_ray.evaluate(model)["average_f1"]
+
+Each function does what the command of the same name does:
+
+- :func:`init`, :func:`check`, :func:`preview` and :func:`prepare` come before a search,
+- :func:`tune` searches, and :func:`status` shows how far it is,
+- :func:`refit` trains the winners again as folds,
+- :func:`combine` writes the joint model, :func:`evaluate` scores it,
+- :func:`predict` and :func:`predict_parts` use it,
+- :func:`report` writes a page about a run,
+- :func:`run` does tune, combine, evaluate and report; :func:`submit` does them on a cluster.
+
+These functions, the recipe, the files of a run folder and the joint model are stable. Everything else in this package
+may change with any version.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ovr_ray._version import __version__
+
+if TYPE_CHECKING:
+    from ovr_ray.commands.verbs import (
+        check,
+        combine,
+        evaluate,
+        init,
+        predict,
+        predict_parts,
+        prepare,
+        preview,
+        refit,
+        report,
+        run,
+        status,
+        submit,
+        tune,
+    )
 
 __all__ = [
+    "__version__",
     "check",
     "combine",
     "evaluate",
@@ -29,9 +61,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Verbs are imported when they are first used: torch and ray take seconds."""
+    """Import a verb when it is first used, because torch and Ray take seconds."""
     if name in __all__:
-        from ovr_ray import verbs
+        from ovr_ray.commands import verbs
 
         return getattr(verbs, name)
     raise AttributeError(f"module 'ovr_ray' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a recipe and its data, found before any trial starts."""
+"""Checks of a recipe and its data, made before any trial starts."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import replace
 from itertools import product
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import BadImage, LabelTable, bad_images_fault, empty_part_faults, read_image, read_labels
+from ovr_ray.images import BadImage, LabelTable, bad_images_fault, empty_split_faults, read_image, read_labels
 from ovr_ray.model import size_fault, weights_fault
 from ovr_ray.recipe import Recipe
 
 
 def check(recipe: Recipe, images: bool = False) -> LabelTable:
-    """Check labels, backbones, their weights and, if asked, that every image can be decoded.
+    """Check labels, backbones, their weights and, if ``images`` is set, that every image can be decoded.
 
     Returns
     -------
     LabelTable
-        Rows of images that are to be skipped count for no task in it.
+        Labels of images that are to be skipped are unknown in it.
 
     Raises
     ------
     BadInput
-        With all faults together.
+        Carries all faults.
     """
     recipe, faults, table = recipe.resolved(), [], None
     try:
@@ -38,14 +38,14 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
         if bad and recipe.data.on_bad_image == "error":
             faults.append(bad_images_fault(table, bad))
         table = table.without(bad)
-        faults += empty_part_faults(table, recipe.data)
+        faults += empty_split_faults(table, recipe.data)
     if faults or table is None:
         raise BadInput(faults)
     return table
 
 
 def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Each combination once, however many tasks have it: weights may have to be downloaded."""
+    """Check each combination once, however many tasks have it, because weights may have to be downloaded."""
     asked: dict[tuple[str, int, str | None], str] = {}
     for name, task in recipe.tasks.items():
         sizes = {size or recipe.data.image_size for size in task.options("image_size")}
@@ -68,6 +68,6 @@ def _bad_images(recipe: Recipe, table: LabelTable) -> dict[int, str]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter's lock while it decodes
         reasons = enumerate(pool.map(reason, table.files))
         return {row: why for row, why in reasons if why}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,59 +14,11 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from upath import UPath
 
 from data.synthetic import generate
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run_folder import RunFolder
-
-BACKBONE = "shufflenet_v2_x0_5"
-"""The smallest network of torchvision's."""
-
-SIZE = 32
-
-PATIENCE = 600
-"""Seconds until a process that a test started is taken to hang: well beyond what it needs on a slow machine."""
-
-EVERY_OPTION: dict[str, Any] = {
-    "warmup_epochs": 1.5,
-    "body_lr_factor": 0.3,
-    "unfreeze_epoch": 2,
-    "ema_decay": 0.9,
-}
-"""Of training; all are off by default."""
-
-
-def free_port() -> int:
-    """One that nobody on this machine listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def ancestors(pid: int) -> list[int]:
-    """Of a process, its parent first."""
-    line = []
-    while pid > 1:
-        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-        line.append(pid)
-    return line
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL a process that we started and all that it started; `ray start --block` would take half a minute."""
-    below = []
-    for other in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.pid in ancestors(int(other.name)):
-                below.append(int(other.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    for pid in (process.pid, *below):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(30)
-
+from ovr_ray.run import RunFolder
+from tests.support import copy_run, plain_recipe
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -94,25 +41,6 @@ def cells(shared: Path) -> Path:
         if not (folder / "data.csv").exists():
             generate(folder, count=80, size=40, rates={"crack": 0.4, "inactive": 0.25})
     return folder
-
-
-def plain_recipe(cells: Path, storage: Path, **sections: Any) -> dict[str, Any]:
-    """A recipe as plain YAML types; sections are merged into it."""
-    task = {
-        "trials": 3,
-        "default": {"backbone": BACKBONE, "weights": None, "lr": 1e-3, "batch_size": 16},
-        "space": {"lr": {"loguniform": [1e-4, 1e-2]}, "unfreeze_epoch": {"choice": [0, 2]}},
-    }
-    recipe: dict[str, Any] = {
-        "name": "tiny",
-        "data": {"labels": str(cells / "data.csv"), "images": str(cells), "image_size": SIZE},
-        "tasks": {"crack": task, "inactive": task},
-        "search": {"max_epochs": 3, "grace_epochs": 1, "reduction": 2},
-        "storage": str(storage),
-    }
-    for name, section in sections.items():
-        recipe[name] = recipe.get(name, {}) | section if isinstance(section, dict) and name != "tasks" else section
-    return recipe
 
 
 @pytest.fixture
@@ -164,16 +92,6 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def copy_run(run: RunFolder, storage: Path) -> RunFolder:
-    """A run folder in another storage, with the decoded images."""
-    there = RunFolder(UPath(storage / run.path.name))
-    for name in (run.path.name, "_images"):
-        shutil.copytree(str(run.path.parent / name), storage / name, dirs_exist_ok=name == "_images")
-    recipe = there.file("recipe.yaml")
-    recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
-    return there
-
-
 @pytest.fixture(scope="session")
 def finished(cells: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
     """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``; searched once."""
@@ -182,6 +100,6 @@ def finished(cells: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
     recipe = parse(plain_recipe(cells, shared / "finished"))
     run = RunFolder.of(recipe)
     with FileLock(shared / "finished.lock"):
-        if not run.file("metrics.json").exists():
+        if not (run.path / "metrics.json").exists():
             ovr_ray.run(recipe)
     return copy_run(run, tmp_path_factory.mktemp("runs"))

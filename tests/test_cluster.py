@@ -12,14 +12,14 @@ import ray
 
 from ovr_ray import cluster
 from ovr_ray.errors import RunFailed
-from tests.conftest import PATIENCE
+from tests.support import PATIENCE
 
 LISTENING = """
 import os
 from pathlib import Path
 import ray
 from ovr_ray import cluster
-from tests.conftest import ancestors
+from tests.support import ancestors
 
 def sockets_of_ours():
     for process in Path("/proc").glob("[0-9]*"):  # other tests start a Ray of their own meanwhile

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from upath import UPath
 
-from tests.conftest import PATIENCE, SIZE, plain_recipe
+from tests.support import PATIENCE, SIZE, plain_recipe
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_run_from_labels_to_predictions(recipe: dict[str, Any], bucket: str, t
 
 
 def call(*arguments: object) -> str:
-    command = [sys.executable, "-m", "ovr_ray.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "ovr_ray.commands.cli", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "120"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

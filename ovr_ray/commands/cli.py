@@ -1,18 +1,28 @@
-"""Every verb once, as a command. Heavy things are imported inside the verbs, so that help is instant."""
+"""Every verb as a command. Heavy packages are imported inside the verbs, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ovr_ray.choices import FOLDS, LEAST_IMAGE_SIZE, Calibration, ExportFormat, Source, TableFormat
+from ovr_ray.commands.telling import (
+    print_answers,
+    print_counts,
+    print_metrics,
+    print_parts,
+    print_unreadable,
+    print_winners,
+)
 from ovr_ray.errors import BadInput, Fault, OvrRayError
-from ovr_ray.telling import tell_answers, tell_metrics, tell_parts, tell_unreadable, tell_winners
 
 if TYPE_CHECKING:
     from ovr_ray.recipe import Recipe
@@ -26,17 +36,17 @@ RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <stor
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="e.g. --set search.max_epochs=3")]
 Extensions = Annotated[
-    list[str], typer.Option("--extend", metavar="TASK=+N", help="so many trials more than the recipe says (repeatable)")
+    list[str], typer.Option("--extend", metavar="TASK=+N", help="N trials more than the recipe says (repeatable)")
 ]
 WarmStarts = Annotated[
     list[str],
     typer.Option(
         "--warm-start",
         metavar="RUN[:TASK=OTHER]",
-        help="a new search knows this run's trials, task by task of one name, or TASK those of OTHER (repeatable)",
+        help="a new search knows this run's trials: each task those of the task of its name, or TASK those of OTHER",
     ),
 ]
-Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="this task alone (repeatable)")]
+Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="only this task (repeatable)")]
 
 
 @app.callback()
@@ -47,13 +57,13 @@ def about() -> None:
 @app.command()
 def init(
     labels: Annotated[
-        str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames, and of 0/1 a label")
+        str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames and a column of 0/1 per label")
     ],
-    images: Annotated[str | None, typer.Option(help="what the filenames are relative to [the CSV's folder]")] = None,
-    output: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.yaml"),
+    images: Annotated[str | None, typer.Option(help="folder of the filenames [the CSV's folder]")] = None,
+    output: Annotated[Path, typer.Option(help="file of the recipe")] = Path("recipe.yaml"),
 ) -> None:
     """Write a starter recipe for a label file."""
-    from ovr_ray import verbs
+    from ovr_ray.commands import verbs
 
     _check_output(output)
     if output.exists():
@@ -65,24 +75,9 @@ def init(
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
     """Find everything that is wrong with a recipe, its labels and its images. Trains nothing."""
-    from rich.console import Console
-    from rich.table import Table
+    from ovr_ray.commands import verbs
 
-    from ovr_ray import verbs
-
-    labels = verbs.check(_recipe(recipe, overrides))
-    table = Table(title=f"{recipe}: {len(labels.files)} images, no fault", title_justify="left")
-    counts = labels.counts()
-    table.add_column("task")
-    for part in dict.fromkeys(counts.columns.get_level_values(1)):
-        table.add_column(f"{part}: positives", justify="right")
-    for task, row in counts.iterrows():
-        parts = [f"{row['positives'][part]:g} of {row['images'][part]:g}" for part in row["images"].index]
-        table.add_row(str(task), *parts)
-    Console().print(table)
-    skipped = labels.files[labels.labels.isna().all(axis=1)]
-    if len(skipped):
-        typer.echo(f"{len(skipped)} images count for no task (no label, or undecodable): {', '.join(skipped)}")
+    print_counts(recipe, verbs.check(_recipe(recipe, overrides)))
 
 
 @app.command()
@@ -91,9 +86,9 @@ def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B00
     asked = _recipe(recipe, overrides)
     with _on_cluster() as verbs:
         images = verbs.prepare(asked)
-    told = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
+    size = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
     skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
-    typer.echo(f"{images.shards[0].file.parent}: {told}{skipped}")
+    typer.echo(f"{images.shards[0].file.parent}: {size}{skipped}")
 
 
 @app.command()
@@ -103,7 +98,7 @@ def preview(
     output: Annotated[Path, typer.Option(help="a .png")] = Path("preview.png"),
 ) -> None:
     """Draw a contact sheet: samples of every combination of labels, as they are stored and augmented."""
-    from ovr_ray import verbs
+    from ovr_ray.commands import verbs
 
     _check_output(output)
     if output.suffix.lower() != ".png":
@@ -120,7 +115,7 @@ def tune(
     extend: Extensions = [],  # noqa: B006
     warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
-    """Search every task at once, or go on with a search that was interrupted."""
+    """Search every task at once, or resume an interrupted search."""
     asked = _recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
         run = verbs.tune(asked, task, warm_start)
@@ -129,11 +124,11 @@ def tune(
 
 @app.command()
 def status(run: RunPath) -> None:
-    """Tell how far a search is, from its run folder alone."""
+    """Show how far a search is, from its run folder alone."""
     from rich.console import Console
 
     from ovr_ray import search
-    from ovr_ray.run_folder import RunFolder
+    from ovr_ray.run import RunFolder
 
     Console().print(search.status(search.read_ledger(RunFolder.open(run))), highlight=False)
 
@@ -141,12 +136,12 @@ def status(run: RunPath) -> None:
 @app.command()
 def refit(
     run: RunPath,
-    folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = 5,
-    workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, a GPU each")] = 1,
-    image_size: Annotated[int | None, typer.Option(min=8, help="pixels a side [as the winner]")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = FOLDS,
+    workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, each on a GPU")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=LEAST_IMAGE_SIZE, help="pixels a side [as the winner]")] = None,
     task: Tasks = [],  # noqa: B006
 ) -> None:
-    """Train the winners again as folds over train and validation, or go on with that."""
+    """Train the winners again as folds over train and validation, or resume that."""
     with _on_cluster() as verbs:
         done = verbs.refit(run, folds, workers, task, image_size)
     typer.echo(f"{done.refit.path}: next: ovr-ray combine {run} --from refit")
@@ -159,27 +154,28 @@ def combine(
         list[str], typer.Option(metavar="TASK=TRIAL[@EPOCH]", help="choose a winner by hand: trial or checkpoint")
     ] = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
-    output: Annotated[str | None, typer.Option(help="where the model goes [RUN/joint.pt]")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of so many trials a task")] = 1,
+    output: Annotated[str | None, typer.Option(help="file of the model [RUN/joint.pt]")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of this many trials per task")] = 1,
     flip_average: Annotated[bool, typer.Option("--flip-average", help="average over an image's four flips")] = False,
     calibrate: Annotated[
-        Literal["platt", "temperature"] | None, typer.Option(help="make probabilities frequencies")
+        Calibration | None, typer.Option(help="make probabilities match frequencies")
     ] = None,
     also: Annotated[
-        Literal["torchscript", "onnx", "pt2"], typer.Option("--format", help="beside TorchScript, write it as this")
+        Literal["torchscript", ExportFormat], typer.Option("--format", help="beside TorchScript, write it as this")
     ] = "torchscript",
     source: Annotated[
-        Literal["search", "refit"], typer.Option("--from", help="the best checkpoints, or their refit's folds")
+        Source, typer.Option("--from", help="the best checkpoints, or their refit's folds")
     ] = "search",
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
-    from ovr_ray import joint, verbs
+    from ovr_ray import joint
+    from ovr_ray.commands import verbs
 
     _check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
     formats = [] if also == "torchscript" else [also]
     model = verbs.combine(run, _picks(pick), task, output, refinement, formats, source)
-    tell_winners(model.metadata)
+    print_winners(model.metadata)
     for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
         typer.echo(str(file))
 
@@ -187,15 +183,15 @@ def combine(
 @app.command()
 def evaluate(
     model: ModelPath,
-    labels: Annotated[str | None, typer.Option(help="label file [the run's own test part]")] = None,
-    images: Annotated[str | None, typer.Option(help="what its filenames are relative to [its folder]")] = None,
-    output: Annotated[str | None, typer.Option(help="where the metrics go [metrics.json beside the model]")] = None,
+    labels: Annotated[str | None, typer.Option(help="label file [the run's own test split]")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of its filenames [the label file's folder]")] = None,
+    output: Annotated[str | None, typer.Option(help="file of the metrics [metrics.json beside the model]")] = None,
 ) -> None:
     """Score a joint model on images that no trial has seen."""
-    from ovr_ray import verbs
+    from ovr_ray.commands import verbs
 
     _check_output(output)
-    tell_metrics(verbs.evaluate(model, labels, images, output))
+    print_metrics(verbs.evaluate(model, labels, images, output))
 
 
 @app.command()
@@ -205,42 +201,43 @@ def predict(
         list[str],
         typer.Argument(metavar="PATH…", help="image files, folders, .csv or .parquet files of filenames"),
     ],
-    images: Annotated[str | None, typer.Option(help="what a table's names are relative to [its folder]")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of a table's names [the table's folder]")] = None,
     output: Annotated[
         str | None, typer.Option(help="FILE.csv or FILE.parquet, or a folder for parts [the terminal]")
     ] = None,
-    form: Annotated[Literal["csv", "parquet"] | None, typer.Option("--format", help="of the parts [parquet]")] = None,
+    form: Annotated[TableFormat | None, typer.Option("--format", help="of the parts [parquet]")] = None,
 ) -> None:
     """Write a probability and a decision for every label of every image.
 
-    A folder is for very many images: run again after an interruption, it goes on at the first part that is not there.
+    A folder is for very many images. After an interruption, the same command resumes with the parts that are missing.
     """
     from upath import UPath
 
-    from ovr_ray import results, verbs
+    from ovr_ray import results
+    from ovr_ray.commands import verbs
 
     in_parts = _is_folder(output)
     if form and not in_parts:
         raise BadInput(Fault(f"--format {form}", "is for a folder of parts", "give --output DIR"))
     _check_output(output)
-    opened = results.Model(model)
+    opened = results.SavedModel(model)
     if output and in_parts:
-        tell_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
+        print_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
         return
     table = verbs.predict(opened, paths, images)
     if output:
         results.write_table(table, UPath(output))
     else:
-        tell_answers(table, opened.metadata["labels"])
-    tell_unreadable(int((table.error != "").sum()), len(table))
+        print_answers(table, opened.metadata.labels)
+    print_unreadable(int((table.error != "").sum()), len(table))
     if output:
         typer.echo(f"{output}: {len(table)} images", err=True)
 
 
 @app.command()
 def report(run: RunPath) -> None:
-    """Write report.html: trials, curves, mistakes, as one page. While a search runs, too."""
-    from ovr_ray import verbs
+    """Write report.html, one page of trials, curves and mistakes; also while a search runs."""
+    from ovr_ray.commands import verbs
 
     typer.echo(str(verbs.report(run)))
 
@@ -257,7 +254,7 @@ def run(
     asked = _recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
         metrics = verbs.run(asked, task, warm_start)
-    tell_metrics(metrics)
+    print_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")
 
@@ -268,13 +265,13 @@ def submit(
     address: Annotated[str, typer.Option(metavar="URL", help="of the cluster's dashboard, e.g. http://localhost:8265")],
     overrides: Overrides = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
-    output: Annotated[Path, typer.Option(metavar="DIR", help="where the model and its metrics go")] = Path("runs"),
+    output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the model and its metrics")] = Path("runs"),
     install: Annotated[
         bool, typer.Option("--install", help="pip-install on the nodes what this project needs and they lack")
     ] = False,
 ) -> None:
     """Tune, combine, evaluate and report as jobs on a cluster; follow them, and fetch the model home."""
-    from ovr_ray import verbs
+    from ovr_ray.commands import verbs
 
     home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
     typer.echo(f"{home / 'joint.pt'}: the joint model")
@@ -282,17 +279,17 @@ def submit(
 
 @contextmanager
 def _on_cluster() -> Iterator[ModuleType]:
-    """The verbs, which are imported while Ray starts."""
+    """Yield the verbs, which are imported while Ray starts."""
     from ovr_ray import cluster
 
-    with cluster.connected():
-        from ovr_ray import verbs
+    with cluster.connected(meanwhile=partial(import_module, "ovr_ray.commands.verbs")):
+        from ovr_ray.commands import verbs
 
         yield verbs
 
 
 def _is_folder(output: str | None) -> bool:
-    """Whether predictions go into a folder of parts; raises :class:`BadInput` for a file of another kind."""
+    """Return whether predictions go into a folder of parts; raises :class:`BadInput` for a file of another kind."""
     if output is None or output.endswith((".csv", ".parquet")):
         return False
     if Path(output).suffix and not output.endswith("/") and not Path(output).is_dir():
@@ -301,14 +298,16 @@ def _is_folder(output: str | None) -> bool:
 
 
 def _check_output(output: str | Path | None) -> None:
-    """Before the work is done: where its result goes must exist, and last longer than a job's folder."""
-    from ovr_ray import cluster
-
+    """Raise :class:`BadInput`, before any work, if the folder of the result does not exist or is a job's own."""
     if output is None or "://" in str(output):
         return
     if not Path(output).absolute().parent.is_dir():
         raise BadInput(Fault(f"--output {output}", "its folder does not exist"))
-    if cluster.in_job() and not Path(output).is_absolute():
+    if Path(output).is_absolute():
+        return
+    from ovr_ray import ray_quirks
+
+    if ray_quirks.in_job():
         raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
 
 
@@ -335,7 +334,7 @@ def main(verb: str | None = None) -> None:
     except OvrRayError as error:
         typer.secho(str(error), fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, or a folder that cannot be written
         typer.secho(f"{error.filename or 'input/output'}: {error.strerror or error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A starter recipe from a label file: its columns, counts and imbalance, and a space that suits most."""
+"""Write a starter recipe for a label file: its columns and counts, and a search space that suits most tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TASK = """\
 
 
 def starter_recipe(labels: str, images: str | None = None) -> str:
-    """A recipe, as YAML, for a label file.
+    """Return a recipe for a label file, as YAML.
 
     Raises
     ------
@@ -77,17 +77,17 @@ def _separator(labels: str) -> str:
         with Path(labels).open(encoding="utf-8-sig", newline="") as file:
             return csv.Sniffer().sniff(file.readline(), delimiters=";,\t|").delimiter
     except (OSError, csv.Error, UnicodeDecodeError):
-        return ";"  # reading the file tells what is wrong with it
+        return ";"  # reading the table reports what is wrong with it
 
 
 def _task(column: str, cells: pd.Series) -> str:
     positives, known = int((cells == "1").sum()), int((cells != "").sum())
     rest = f", {len(cells) - known} not known" if known < len(cells) else ""
-    told = {"name": json.dumps(_plain(column)), "column": json.dumps(column), "rest": rest}
-    return TASK.format(positives=positives, count=known, share=positives / known, **told)
+    names = {"name": json.dumps(_plain(column)), "column": json.dumps(column)}
+    return TASK.format(positives=positives, count=known, share=positives / known, rest=rest, **names)
 
 
 def _plain(text: str) -> str:
-    """As part of a path."""
+    """Return a text that can be part of a path."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-.") else "-" for c in text).strip("-.")
     return kept or "run"

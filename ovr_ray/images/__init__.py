@@ -1,26 +1,25 @@
-"""From a CSV and image files to batches."""
+"""The path from a label file and image files to batches of training images."""
 
 from ovr_ray.images.decoding import SUFFIXES, BadImage, decode, read_image
 from ovr_ray.images.feed import Batch, Feed
 from ovr_ray.images.image_set import ImageSet, bad_images_fault, load, prepare
-from ovr_ray.images.labels import PARTS, LabelTable, Part, empty_part_faults, groups, read_labels
+from ovr_ray.images.labels import SPLITS, LabelTable, empty_split_faults, groups, read_labels
 from ovr_ray.images.preview import contact_sheet
 from ovr_ray.images.progress import progress
 from ovr_ray.images.tables import read_table
 
 __all__ = [
-    "PARTS",
+    "SPLITS",
     "SUFFIXES",
     "BadImage",
     "Batch",
     "Feed",
     "ImageSet",
     "LabelTable",
-    "Part",
     "bad_images_fault",
     "contact_sheet",
     "decode",
-    "empty_part_faults",
+    "empty_split_faults",
     "groups",
     "load",
     "prepare",

@@ -1,4 +1,4 @@
-"""Random changes of training images, on whatever device they are."""
+"""Random changes of training images, computed on the device that holds the images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ovr_ray.recipe import Augment
 
 
 def augmented(images: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
-    """A batch, each image changed by draws of its own.
+    """Return a batch in which every image is changed by its own random draws.
 
     Parameters
     ----------
     images : Tensor of uint8, (N, C, H, W)
-        Is changed in place where flips are all that is asked for.
+        Changed in place if ``augment`` asks for flips only.
     augment : Augment
     rng : Generator
-        All draws follow from it.
+        The only source of randomness.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def augmented(images: torch.Tensor, augment: Augment, rng: np.random.Generator) 
     """
     flips = rng.random((len(images), 2)) < (augment.horizontal_flip, augment.vertical_flip)
     for image, (horizontal, vertical) in zip(images, flips, strict=True):
-        if horizontal or vertical:  # one by one: flips of a batch that is indexed by a mask copy it four times
+        if horizontal or vertical:  # one image at a time: flipping a batch through a mask copies the batch four times
             image.copy_(image.flip([-1] * bool(horizontal) + [-2] * bool(vertical)))
     if not (augment.rotation or augment.shift or augment.crop or augment.brightness):
         return images
@@ -36,7 +36,7 @@ def augmented(images: torch.Tensor, augment: Augment, rng: np.random.Generator) 
 
 
 def _change(image: torch.Tensor, augment: Augment) -> v2.Transform:
-    """Those of torchvision's that are asked for; corners that a rotation leaves empty get the image's mean."""
+    """Return the requested torchvision transforms; the image's mean fills the corners that a rotation empties."""
     changes: list[v2.Transform] = []
     if augment.rotation or augment.shift:
         shift, fill = (augment.shift, augment.shift), image.float().mean((1, 2)).tolist()

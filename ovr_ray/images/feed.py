@@ -1,4 +1,4 @@
-"""From decoded images to a task's batches: shuffled and changed anew each epoch."""
+"""A task's batches of decoded images, shuffled and augmented differently in every epoch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ovr_ray.recipe import Augment
 CPU = torch.device("cpu")
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images, uint8 (N, C, H, W), and labels, float32 (N)."""
+"""Images, uint8 (N, C, H, W), and their labels, float32 (N)."""
 
 
 @dataclass
 class Feed:
-    """One task's batches from an image set. Starts no Ray task.
+    """One task's batches of an image set. No method starts a Ray task.
 
     Parameters
     ----------
     images : ImageSet
     labels : ndarray of float32
-        The task's label of every row of the label table; rows with NaN are left out.
+        The task's label of every row of the label table; rows with NaN are left out of the batches.
     batch_size : int
     device : torch.device
-        Where batches go, and are augmented.
+        Device that receives the batches and augments them.
     """
 
     images: ImageSet
@@ -38,33 +38,33 @@ class Feed:
     device: torch.device = CPU
 
     def __len__(self) -> int:
-        """Images of an epoch."""
+        """Return the number of images per epoch."""
         return int(np.isfinite(self.labels).sum())
 
     def ordered(self) -> Iterator[Batch]:
-        """Every image once, as it is, in an order that is always the same."""
-        return _ahead(self._batches(None), self.device)
+        """Yield every image once, unchanged, always in the same order."""
+        return _on_device(self._batches(None), self.device)
 
     def shuffled(self, epoch: int, seed: int, augment: Augment) -> Iterator[Batch]:
-        """Every image once, in an order and with changes that follow from the seed and the epoch alone."""
-        rng, changes = (np.random.default_rng([seed, epoch, what]) for what in range(2))
-        for images, labels in _ahead(self._batches(rng), self.device):
+        """Yield every image once; its place and its augmentation depend on the seed and the epoch only."""
+        rng, changes = (np.random.default_rng([seed, epoch, stream]) for stream in range(2))
+        for images, labels in _on_device(self._batches(rng), self.device):
             yield augmented(images, augment, changes), labels
 
     def _batches(self, rng: np.random.Generator | None) -> Iterator[Batch]:
-        left: Images = {}
+        remainder: Images = {}
         for window in self.images.windows(np.isfinite(self.labels), rng):
-            window = left | window
+            window = remainder | window
             rows = np.fromiter(window, np.int64, len(window))
             if rng is not None:
                 rows = rng.permutation(rows)
-            whole = len(rows) // self.batch_size * self.batch_size
-            for start in range(0, whole, self.batch_size):
+            full = len(rows) // self.batch_size * self.batch_size
+            for start in range(0, full, self.batch_size):
                 yield self._batch(window, rows[start : start + self.batch_size])
-            left = {row: window[row].copy() for row in rows[whole:]}  # a view would hold all of its shard
-            del window  # or it would be held while the next but one is read
-        if left:
-            yield self._batch(left, np.fromiter(left, np.int64, len(left)))
+            remainder = {row: window[row].copy() for row in rows[full:]}  # a view would keep its whole shard in memory
+            del window  # otherwise it would stay in memory while the window after the next is read
+        if remainder:
+            yield self._batch(remainder, np.fromiter(remainder, np.int64, len(remainder)))
 
     def _batch(self, window: Images, rows: np.ndarray) -> Batch:
         first = window[rows[0]]
@@ -73,21 +73,21 @@ class Feed:
         return images, torch.from_numpy(self.labels[rows])
 
 
-def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the device; a GPU copies the next one while it works on this one."""
+def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on the device; a GPU copies the next batch while it computes with this one."""
     if device.type != "cuda":
         for images, labels in batches:
             yield images.to(device), labels.to(device)
         return
-    copying, working, held = torch.cuda.Stream(device), torch.cuda.current_stream(device), None
+    copying, computing, ready = torch.cuda.Stream(device), torch.cuda.current_stream(device), None
     for images, labels in batches:
         with torch.cuda.stream(copying):
-            coming = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        if held is not None:
-            yield held
-        working.wait_stream(copying)
-        for part in coming:
-            part.record_stream(working)
-        held = coming
-    if held is not None:
-        yield held
+            copied = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if ready is not None:
+            yield ready
+        computing.wait_stream(copying)
+        for tensor in copied:
+            tensor.record_stream(computing)
+        ready = copied
+    if ready is not None:
+        yield ready

@@ -1,4 +1,4 @@
-"""Which image files there are, and how to tell when one has changed."""
+"""Stamps that show which image files exist and whether one has changed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from stat import S_ISREG
 from upath import UPath
 
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
-"""What filesystems call what changes when a file is written: S3, Google's and HTTP's tags first, then times."""
+"""Keys under which filesystems list a file's version: tags (S3, Google, HTTP) before times."""
 
 
 def stamps(root: str, names: Iterable[str]) -> dict[str, str]:
-    """Size and version (time of writing, or a bucket's tag) of each of these files that is there.
+    """Return size and version (time of writing, or a bucket's tag) of each of these files that exists.
 
     Parameters
     ----------
     root : str
-        Folder or URI. A bucket is listed once, as to ask for each object alone would take a round trip each.
+        Folder or URI. A bucket is listed once, because a request per object would take one round trip each.
     names : iterable of str
         Paths below ``root``.
+
+    Returns
+    -------
+    dict of str to str
+        Stamp of each existing file, by name.
     """
     folder = UPath(root)
     return _on_disk(str(folder), names) if isinstance(folder, Path) else _in_listing(folder, names)
@@ -32,11 +37,11 @@ def _on_disk(folder: str, names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            told = os.stat(f"{folder}/{name}")  # noqa: PTH116  a path object takes longer than to ask the disk
-        except (OSError, ValueError):  # ValueError: a name that no file can have
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116  making a path object takes longer than the stat
+        except (OSError, ValueError):  # ValueError: not a possible file name
             continue
-        if S_ISREG(told.st_mode):
-            found[name] = f"{told.st_size} {told.st_mtime_ns}"
+        if S_ISREG(status.st_mode):
+            found[name] = f"{status.st_size} {status.st_mtime_ns}"
     return found
 
 
@@ -45,8 +50,8 @@ def _in_listing(folder: UPath, names: Iterable[str]) -> dict[str, str]:
     listed = folder.fs.find(root, detail=True)
     found = {}
     for name in names:
-        told = listed.get(posixpath.normpath(posixpath.join(root, name)))
-        if told:
-            version = next((told[key] for key in VERSIONS if told.get(key)), "")
-            found[name] = f"{told['size']} {version}"
+        entry = listed.get(posixpath.normpath(posixpath.join(root, name)))
+        if entry:
+            version = next((entry[key] for key in VERSIONS if entry.get(key)), "")
+            found[name] = f"{entry['size']} {version}"
     return found

@@ -1,4 +1,4 @@
-"""All images of a label table, decoded once and shared by every trial: in the cluster's memory, or on disk."""
+"""All images of a label table, decoded once and shared by all trials in the cluster's memory or in storage."""
 
 from __future__ import annotations
 
@@ -18,23 +18,20 @@ import ray.data
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images.labels import SHOWN, LabelTable, empty_part_faults
+from ovr_ray.images.labels import SHOWN, LabelTable, empty_split_faults
 from ovr_ray.images.progress import progress
 from ovr_ray.images.shards import Shard, missing, shards
 from ovr_ray.recipe import Data
-from ovr_ray.storage import storage_errors
+from ovr_ray.storage import side_by_side, storage_errors
 
 Images = dict[int, np.ndarray]
-"""Row of the label table -> image, uint8 (C, H, W)."""
+"""Images, uint8 (C, H, W), by row of the label table."""
 
 WINDOW = 8
-"""Shards that are shuffled together where images are streamed; as many again are read ahead, and no more is held."""
+"""Shards that a stream shuffles together. It reads the next window ahead, and holds no more than these two."""
 
 NAMED = 200
-"""How many bad images a fault names."""
-
-AT_ONCE = 16
-"""Shards whose facts are read at a time: each is a round trip or two to a bucket."""
+"""Most bad images that a fault names."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,10 @@ class ImageSet:
     ----------
     shards : list of Shard
     facts : DataFrame
-        By row of the label table: ``error``, ``sums`` and ``squares`` as in :meth:`Shard.facts`.
+        ``error``, ``sums`` and ``squares`` as in :meth:`Shard.facts`, by row of the label table.
     blocks : list of ObjectRef, optional
-        In the object store, ``row`` (int64, N) and ``image`` (uint8, N x C x H x W) of each shard. None: images are
-        streamed.
+        For each shard, its rows (int64, N) and images (uint8, N x C x H x W) in the object store. If None, images are
+        streamed from storage.
     """
 
     shards: list[Shard]
@@ -56,22 +53,28 @@ class ImageSet:
     blocks: list[ray.ObjectRef[tuple[np.ndarray, np.ndarray]]] | None = None
 
     def for_trials(self) -> ImageSet:
-        """Without what trials have no use for: each holds a copy."""
+        """Return the image set without ``facts``, which trials do not use: each trial holds a copy."""
         return replace(self, facts=self.facts.iloc[:0])
 
     @property
     def bad(self) -> dict[int, str]:
-        """Why a row's image could not be decoded."""
+        """The reasons why images could not be decoded, by row."""
         wrong = self.facts[self.facts.error != ""]
         return dict(zip(wrong.index.tolist(), wrong.error, strict=True))
 
     @property
     def nbytes(self) -> int:
-        """Bytes, of all images together."""
+        """The bytes of all images together."""
         return len(self.facts) * math.prod(self.shards[0].shape)
 
     def pixel_statistics(self, rows: np.ndarray) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of every channel, in 0..1, over the readable images among these rows."""
+        """Return the pixels' mean and standard deviation, in 0..1, of every channel over the readable images.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+            Rows of the label table.
+        """
         facts = self.facts.loc[rows]
         facts = facts[facts.error == ""]
         pixels = len(facts) * self.shards[0].size ** 2
@@ -80,156 +83,175 @@ class ImageSet:
         return mean.tolist(), np.sqrt(np.maximum(variance, 1e-8)).tolist()
 
     def windows(self, wanted: np.ndarray, rng: np.random.Generator | None) -> Iterator[Images]:
-        """The wanted rows in portions that fit in memory: all at once, or streamed, in an order drawn anew.
+        """Yield the wanted images in windows that fit in memory: one window of all, or several streamed ones.
 
         Parameters
         ----------
         wanted : ndarray of bool
-            Of every row of the label table.
+            For every row of the label table.
         rng : Generator, optional
-            Draws the order of shards; without it they come as they are.
+            Draws the order of streamed shards. By default their order is always the same.
         """
         if self.blocks is not None:
-            yield {row: image for row, image in self._held.items() if wanted[row]}
+            yield {row: image for row, image in self._in_memory.items() if wanted[row]}
             return
-        some = [shard for shard in self.shards if wanted[shard.rows].any()]
-        order = np.arange(len(some)) if rng is None else rng.permutation(len(some))
+        selected = [shard for shard in self.shards if wanted[shard.rows].any()]
+        order = np.arange(len(selected)) if rng is None else rng.permutation(len(selected))
         portions = np.split(order, range(WINDOW, len(order), WINDOW))
 
         def read(portion: np.ndarray) -> Images:
             window: Images = {}
-            for shard in (some[at] for at in portion):
+            for shard in (selected[at] for at in portion):
                 window |= _by_row(*shard.images(wanted, verify=shard.file not in self._verified))
                 self._verified.add(shard.file)
             return window
 
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(read, portions[0])
+            pending = pool.submit(read, portions[0])
             for portion in portions[1:]:
-                window, coming = coming.result(), pool.submit(read, portion)
+                window, pending = pending.result(), pool.submit(read, portion)
                 yield window
-                del window  # or three windows would be held while the next is awaited
-            yield coming.result()
+                del window  # otherwise three windows would be in memory while the next one is awaited
+            yield pending.result()
 
     @cached_property
     def _verified(self) -> set[UPath]:
-        """The shards that this process has held against their checksums: once is enough."""
+        """The files of the shards that this process has verified: once per process is enough."""
         return set()
 
     @cached_property
-    def _held(self) -> Images:
-        """Views of the blocks in shared memory, in the order of the label table; nothing is copied."""
+    def _in_memory(self) -> Images:
+        """Views of the blocks in shared memory, without a copy, in the order of the label table."""
         return dict(sorted(pair for block in ray.get(self.blocks) for pair in _by_row(*block)))
 
 
 def prepare(table: LabelTable, data: Data, storage: str) -> list[Shard]:
-    """Decode every image that no shard below ``storage`` has, on all of the cluster.
+    """Decode every image that no shard below ``storage`` has, on the whole cluster.
 
     Parameters
     ----------
     table : LabelTable
     data : Data
-        Paths as every node understands them.
+        Its paths must be valid on every node.
     storage : str
+        Folder or URI that every node can write to.
+
+    Returns
+    -------
+    list of Shard
+        All shards of the label table.
 
     Raises
     ------
     RunFailed
-        If the storage takes no more; what is in it already is found again.
+        If a shard cannot be written. The next run uses the shards that were written.
     """
-    every = shards(table, data, storage)
-    lacking = missing(every)
-    if not lacking:
-        return every
-    already = len(table.files) - sum(len(shard.rows) for shard in lacking)
-    with progress(len(table.files), already, "images decoded") as advance:
-        for answer in _on_cluster(lacking, _make).iter_batches(batch_size=None):
-            for failure in filter(None, answer["failure"]):
-                raise RunFailed(f"decoded images cannot be written to {lacking[0].file.parent}: {failure}")
-            advance(int(answer["images"].sum()))
-    return every
+    all_shards = shards(table, data, storage)
+    to_make = missing(all_shards)
+    if not to_make:
+        return all_shards
+    done = len(table.files) - sum(len(shard.rows) for shard in to_make)
+    with progress(len(table.files), done, "images decoded") as advance:
+        for result in _on_cluster(to_make, _make).iter_batches(batch_size=None):
+            for failure in filter(None, result["failure"]):
+                raise RunFailed(f"decoded images cannot be written to {to_make[0].file.parent}: {failure}")
+            advance(int(result["images"].sum()))
+    return all_shards
 
 
 def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[ImageSet, LabelTable]:
-    """Prepare all images, and put those of train and validation into the object store, if they fit.
+    """Prepare all images, and put those of train and val into the object store if they fit.
 
     Parameters
     ----------
+    table, data, storage
+        As in :func:`prepare`.
     memory : float
-        Bytes of a node's object store that images may fill; more are streamed from ``storage``.
+        Bytes of a node's object store that the images may fill. If they need more, they are streamed from ``storage``.
 
     Returns
     -------
     ImageSet
     LabelTable
-        Bad images count for no task in it.
+        The table in which bad images count for no task.
 
     Raises
     ------
     BadInput
-        Names every bad image, if ``on_bad_image`` is ``error``; or the tasks that have no image of one class left.
+        If there are bad images and ``on_bad_image`` is ``error``, or if a task has no image of one class left.
+    RunFailed
+        As in :func:`prepare`.
     """
-    every = prepare(table, data, storage)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        facts = pd.concat(pool.map(Shard.facts, every)).set_index("row").sort_index()
-    images = ImageSet(every, facts)
+    all_shards = prepare(table, data, storage)
+    facts = pd.concat(side_by_side(Shard.facts, all_shards)).set_index("row").sort_index()
+    images = ImageSet(all_shards, facts)
     if images.bad and data.on_bad_image == "error":
         raise BadInput(bad_images_fault(table, images.bad))
     table = table.without(images.bad)
-    if faults := list(empty_part_faults(table, data)):
+    if faults := list(empty_split_faults(table, data)):
         raise BadInput(faults)
-    wanted = (table.parts != "test").to_numpy()
+    wanted = (table.splits != "test").to_numpy()
     if wanted.sum() * data.channels * data.image_size**2 > memory:
         return images, table
-    return replace(images, blocks=list(_blocks(every, wanted))), table
+    return replace(images, blocks=list(_blocks(all_shards, wanted))), table
 
 
 def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
-    """Names all bad images, from row -> reason; of very many the first, and how often each reason occurs."""
+    """Return a fault that names the bad images; above :data:`NAMED`, the first ones and how often each reason occurs.
+
+    Parameters
+    ----------
+    table : LabelTable
+    bad : dict of int to str
+        Reasons by row of the label table.
+    """
     lines = [f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items())]
     if len(lines) > NAMED:
         counts = Counter(reason.partition(":")[0] for reason in bad.values()).most_common(SHOWN)
-        more = ", ".join(f"{count} in all {reason!r}" for reason, count in counts)
-        lines[NAMED:] = [f"    and {len(lines) - NAMED} more: {more}"]
+        reasons = ", ".join(f"{reason!r} ({count})" for reason, count in counts)
+        lines[NAMED:] = [f"    and {len(lines) - NAMED} more; most frequent reasons of all: {reasons}"]
     problem = f"{len(bad)} of {len(table.files)} images cannot be decoded:\n" + "\n".join(lines)
-    return Fault("data.images", problem, "mend or remove them, or set data.on_bad_image: skip")
+    return Fault("data.images", problem, "repair or remove them, or set data.on_bad_image: skip")
 
 
-def _on_cluster(some: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
-    """A task a shard, at most one for each CPU at a time."""
-    tasks = ray.data.TaskPoolStrategy(size=_tasks(some))
-    items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in some], override_num_blocks=len(some))
+def _on_cluster(given: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
+    """Apply ``work`` to each shard in a Ray task of its own, at most one task per CPU at the same time."""
+    tasks = ray.data.TaskPoolStrategy(size=_tasks(given))
+    items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in given], override_num_blocks=len(given))
     return items.map_batches(work, batch_size=None, compute=tasks)
 
 
-def _tasks(some: list[Shard]) -> int:
-    """How many work at a time: a task that claims no CPU has a process of its own, however many there are."""
-    return max(1, min(len(some), int(ray.cluster_resources().get("CPU", 1))))
+def _tasks(given: list[Shard]) -> int:
+    """Return how many tasks run at the same time: Ray does not limit tasks that claim no CPU."""
+    return max(1, min(len(given), int(ray.cluster_resources().get("CPU", 1))))
 
 
-def _blocks(every: list[Shard], wanted: np.ndarray) -> Iterator[ray.ObjectRef]:
-    """The wanted rows of each shard, being read; no CPU is claimed, as trials may hold every CPU when some are lost."""
-    some = [shard for shard in every if wanted[shard.rows].any()]
-    read, shared, count = ray.remote(num_cpus=0)(_read), ray.put(wanted), _tasks(some)
-    for portion in (some[start::count] for start in range(count)):
+def _blocks(all_shards: list[Shard], wanted: np.ndarray) -> Iterator[ray.ObjectRef]:
+    """Yield references to the wanted rows and images of each shard, which Ray tasks read.
+
+    The tasks claim no CPU: if blocks are lost, Ray repeats their tasks while trials may hold every CPU.
+    """
+    selected = [shard for shard in all_shards if wanted[shard.rows].any()]
+    read, shared, count = ray.remote(num_cpus=0)(_read), ray.put(wanted), _tasks(selected)
+    for portion in (selected[start::count] for start in range(count)):
         blocks = read.options(num_returns=len(portion)).remote(portion, shared)
         yield from blocks if isinstance(blocks, list) else [blocks]
 
 
-def _read(some: list[Shard], wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One after the other, so that no more than one is held."""
-    for shard in some:
+def _read(given: list[Shard], wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the shards' rows and images one shard after the other, so that only one is in memory."""
+    for shard in given:
         yield shard.images(wanted)
 
 
 def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    some, failure = _shards_in(batch), ""
+    given, failure = _shards_in(batch), ""
     try:
-        for shard in some:
+        for shard in given:
             shard.make()
     except storage_errors() as error:
         failure = getattr(error, "strerror", None) or str(error)
-    return {"images": np.array([sum(len(shard.rows) for shard in some)]), "failure": np.array([failure], object)}
+    return {"images": np.array([sum(len(shard.rows) for shard in given)]), "failure": np.array([failure], object)}
 
 
 def _shards_in(batch: dict[str, np.ndarray]) -> list[Shard]:

@@ -1,154 +1,149 @@
-"""The label table: read, check, split, positive weight."""
+"""The label table: reading, checking and splitting a label file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from upath import UPath
 
+from ovr_ray.choices import Split
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.files import stamps
 from ovr_ray.images.splitting import limited, split
 from ovr_ray.images.tables import read_table
 from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Task
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 10
-"""How many offending rows or files a fault lists."""
+"""Most rows or files that a fault lists."""
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Which image is what, and which part it belongs to.
+    """The images' labels and splits.
 
     Attributes
     ----------
     files : Series of str
         Path of each image below the image root.
-    labels : DataFrame of float32, a column a task
-        1, 0, or NaN where the row does not count for the task.
-    parts : Series of str
-        train, val or test.
+    labels : DataFrame of float32, one column per task
+        1, 0, or NaN if the row does not count for the task.
+    splits : Series of str
+        train, val or test; named ``part``, as in files.
     """
 
     files: pd.Series
     labels: pd.DataFrame
-    parts: pd.Series
+    splits: pd.Series
 
-    def rows(self, part: Part) -> np.ndarray:
-        """Row numbers of a part, ascending (int64)."""
-        return np.flatnonzero(self.parts == part)
+    def rows(self, split: Split) -> np.ndarray:
+        """Return the row numbers of a split, ascending (int64)."""
+        return np.flatnonzero(self.splits == split)
 
-    def of(self, task: str, part: Part) -> np.ndarray:
-        """A task's label of every row (float32); NaN outside of the part."""
-        return self.labels[task].where(self.parts == part).to_numpy(np.float32)
+    def labels_of(self, task: str, split: Split) -> np.ndarray:
+        """Return a task's label of every row (float32); NaN outside the split."""
+        return self.labels[task].where(self.splits == split).to_numpy(np.float32)
 
     def named(self, files: pd.Series) -> LabelTable:
-        """The rows of these files, in their order.
+        """Return the table of these files only, in their order.
 
         Raises
         ------
         BadInput
-            If the table lacks one.
+            If the table lacks one of them.
         """
         rows = pd.Index(self.files).get_indexer(files)
         if (rows < 0).any():
             gone = files[rows < 0]
-            problem = f"{len(gone)} images of the run's split are no longer in the label file, {gone.iloc[0]} for one"
-            raise BadInput(Fault("data.labels", problem, "bring back the label file that the run began with"))
-        return LabelTable(*(part.iloc[rows].reset_index(drop=True) for part in (self.files, self.labels, self.parts)))
-
-    def pos_weight(self, task: str) -> float:
-        """Negatives / positives of the train part."""
-        train = self.labels.loc[self.parts == "train", task]
-        return float((train == 0).sum() / (train == 1).sum())
+            problem = f"{len(gone)} images of the run's split are no longer in the label file, e.g. {gone.iloc[0]}"
+            raise BadInput(Fault("data.labels", problem, "restore the label file that the run started with"))
+        columns = (self.files, self.labels, self.splits)
+        return LabelTable(*(column.iloc[rows].reset_index(drop=True) for column in columns))
 
     def without(self, rows: Iterable[int]) -> LabelTable:
-        """The same table in which these rows count for no task."""
+        """Return a copy of the table in which these rows count for no task."""
         labels = self.labels.copy()
         labels.iloc[list(rows)] = np.nan
-        return LabelTable(self.files, labels, self.parts)
+        return LabelTable(self.files, labels, self.splits)
 
     def counts(self) -> pd.DataFrame:
-        """Images and positives per task and part."""
-        by_part = self.labels.groupby(self.parts.to_numpy())
-        return pd.concat({"images": by_part.count().T, "positives": by_part.sum().astype(int).T}, axis=1)
+        """Return the numbers of images and positives per task and split."""
+        by_split = self.labels.groupby(self.splits.to_numpy())
+        return pd.concat({"images": by_split.count().T, "positives": by_split.sum().astype(int).T}, axis=1)
 
     def fingerprint(self) -> str:
-        """Changes with any filename, label or part."""
-        table = self.labels.assign(**{"\0file": self.files, "\0part": self.parts})
+        """Return a hash that changes with any filename, label or split."""
+        table = self.labels.assign(**{"\0file": self.files, "\0part": self.splits})
         return hashlib.sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()[:16]
 
 
-def read_labels(data: Data, tasks: dict[str, Task], split_too: bool = True) -> LabelTable:
-    """Read and check a label file, and split it.
+def read_labels(data: Data, tasks: dict[str, Task], with_split: bool = True) -> LabelTable:
+    """Read and check a label file, and split its rows.
 
     Parameters
     ----------
     data : Data
     tasks : dict of str to Task
-    split_too : bool
-        Without it all rows are test, and a task may have images of one class only.
+    with_split : bool
+        If False, all rows are test, and a task may have images of one class only.
 
     Raises
     ------
     BadInput
-        With every fault of the file, and of the images it names.
+        If the file has faults or names missing images; carries all faults found.
     """
     table = read_table(data.labels, data.separator)
     columns = [task.column for task in tasks.values()]
-    stratify = list(data.split.stratify or []) if split_too and isinstance(data.split, RandomSplit) else []
-    _check_columns(table, data, [*columns, *stratify], split_too)
+    stratify = list(data.split.stratify or []) if with_split and isinstance(data.split, RandomSplit) else []
+    _check_columns(table, data, [*columns, *stratify], with_split)
     numbers = _numbers(table, list(dict.fromkeys([*columns, *stratify])))
     faults = [*_filename_faults(table, data), *_value_faults(table, numbers, data)]
     labels = numbers[columns].set_axis(pd.Index(tasks), axis=1)
     strata = numbers[list(dict.fromkeys(stratify))] if stratify else labels
-    if split_too:
-        faults += [*_class_faults(labels, data), *_part_name_faults(table, data)]
+    if with_split:
+        faults += [*_class_faults(labels, data), *_split_column_faults(table, data)]
     if faults:
         raise BadInput(faults)
     if data.limit and data.limit < len(table):
         strata = strata.loc[limited(strata, data.limit)]
-    table, labels = (whole.loc[strata.index].reset_index(drop=True) for whole in (table, labels))
+    table, labels = (frame.loc[strata.index].reset_index(drop=True) for frame in (table, labels))
     strata = strata.reset_index(drop=True)
-    if not split_too:
+    if not with_split:
         return LabelTable(table[data.filename], labels, pd.Series("test", index=table.index, name="part"))
     if isinstance(data.split, ColumnSplit):
-        parts = table[data.split.column].str.strip()
+        splits = table[data.split.column].str.strip()
     else:
-        parts = split(strata, data.split, _groups(table, data.group) if data.group else None)
-    result = LabelTable(table[data.filename], labels, parts.rename("part"))
-    if faults := list(empty_part_faults(result, data)):
+        splits = split(strata, data.split, _groups(table, data.group) if data.group else None)
+    result = LabelTable(table[data.filename], labels, splits.rename("part"))
+    if faults := list(empty_split_faults(result, data)):
         raise BadInput(faults)
     return result
 
 
 def groups(data: Data, files: pd.Series) -> pd.Series:
-    """The group of every file of a label table, as :func:`split` takes it: each its own where the recipe names none."""
+    """Return the group of every file of a label table, as :func:`split` takes it; by default each file is its own."""
     if data.group is None:
         return files
     table = read_table(data.labels, data.separator)
     return files.map(_groups(table, data.group).set_axis(table[data.filename]))
 
 
-def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], split_too: bool) -> None:
+def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_split: bool) -> None:
     present = list(table.columns)
-    extra = [data.group] if split_too and data.group else []
-    if split_too and isinstance(data.split, ColumnSplit):
+    extra = [data.group] if with_split and data.group else []
+    if with_split and isinstance(data.split, ColumnSplit):
         extra.append(data.split.column)
     faults = []
     for column in dict.fromkeys([data.filename, *columns, *extra]):
         if present.count(column) > 1:
             faults.append(Fault(data.labels, f"has column {column!r} {present.count(column)} times"))
         elif column not in present:
-            one = f"; is data.separator {data.separator!r} right?" if len(present) == 1 else ""
-            faults.append(Fault(data.labels, f"has no column {column!r}", f"its columns: {', '.join(present)}{one}"))
+            hint = f"; is data.separator {data.separator!r} right?" if len(present) == 1 else ""
+            faults.append(Fault(data.labels, f"has no column {column!r}", f"its columns: {', '.join(present)}{hint}"))
     if faults:
         raise BadInput(faults)
 
@@ -160,7 +155,7 @@ def _listed(items: Iterable[object]) -> str:
 
 
 def _groups(table: pd.DataFrame, column: str) -> pd.Series:
-    """A row with no group is a group of its own."""
+    """Return each row's group; a row without one is a group of its own."""
     return table[column].where(table[column].str.strip() != "", "row " + table.index.astype(str))
 
 
@@ -179,7 +174,7 @@ def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iter
         if len(wrong):
             cells = [f"row {row} {value!r}" for row, value in wrong.items()]
             problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {_listed(cells)}"
-            remedy = "write 1 for yes, 0 for no, nothing where it is not known"
+            remedy = "write 1 for yes, 0 for no, and leave the cell empty if it is not known"
             yield Fault(f"{data.labels}, column {column!r}", problem, remedy)
 
 
@@ -196,7 +191,7 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
         yield Fault(
             where,
             f"{_counted(len(named), 'file has', 'files have')} more than one row: {_listed(named)}",
-            "keep one row an image",
+            "keep one row per image",
         )
     outside = names[[name.startswith("/") or ".." in name.split("/") for name in names]]
     if len(outside):
@@ -210,8 +205,8 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
         yield Fault("data.images", f"{data.images} is not a folder")
         return
     inside = names.drop(outside.index)
-    there = stamps(data.images, inside)
-    missing = [name for name in inside if name not in there]
+    existing = stamps(data.images, inside)
+    missing = [name for name in inside if name not in existing]
     if missing:
         problem = f"{len(missing)} of {len(names)} images are missing: {_listed(missing)}"
         yield Fault(where, problem, f"they are looked for below data.images ({data.images})")
@@ -221,33 +216,33 @@ def _class_faults(labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
     for task in labels.columns:
         values = labels[task][labels[task].isin([0, 1])].unique()
         if len(values) < 2:
-            only = f"has only {int(values[0])} in it" if len(values) else "has neither 0 nor 1 in it"
+            problem = f"has only {int(values[0])} in it" if len(values) else "has neither 0 nor 1 in it"
             remedy = "a task needs images of both classes: label more images, or remove the task"
-            yield Fault(f"{data.labels}, task {task!r}", only, remedy)
+            yield Fault(f"{data.labels}, task {task!r}", problem, remedy)
 
 
-def _part_name_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
+def _split_column_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     if isinstance(data.split, ColumnSplit):
-        parts = table[data.split.column]
+        splits = table[data.split.column]
         if data.group:
-            groups = _groups(table, data.group)
-            torn = [group for group, inside in parts.groupby(groups) if len(set(inside)) > 1]
+            by_group = splits.groupby(_groups(table, data.group))
+            torn = [group for group, inside in by_group if len(set(inside)) > 1]
             if torn:
-                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one part: {_listed(torn)}"
-                yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one part")
-        wrong = [f"row {row} {part!r}" for row, part in parts[~parts.str.strip().isin(PARTS)].items()]
+                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one split: {_listed(torn)}"
+                yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one split")
+        wrong = [f"row {row} {value!r}" for row, value in splits[~splits.str.strip().isin(SPLITS)].items()]
         if wrong:
             yield Fault(f"{data.labels}, column {data.split.column!r}", f"not train, val or test: {_listed(wrong)}")
 
 
-def empty_part_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
-    """Tasks that have only one class in the train or the val part."""
-    for part in ("train", "val"):
-        labels = table.labels[table.parts == part]
+def empty_split_faults(table: LabelTable, data: Data) -> Iterable[Fault]:
+    """Yield a fault for each class of a task that has no image in the train or val split."""
+    for name in ("train", "val"):
+        labels = table.labels[table.splits == name]
         for task in labels.columns:
             for value, kind in ((1, "positive"), (0, "negative")):
                 if not (labels[task] == value).any():
                     total = int((table.labels[task] == value).sum())
-                    problem = f"no {kind} image falls into the {part} part ({total} in all)"
+                    problem = f"no {kind} image falls into the {name} split ({total} in all)"
                     remedy = "label more of them, or change data.split (shares, seed, or a column of your own)"
                     yield Fault(f"{data.labels}, task {task!r}", problem, remedy)

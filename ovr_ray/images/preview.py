@@ -1,4 +1,4 @@
-"""A contact sheet: what the labels mean, and what augmentation makes of the images."""
+"""A contact sheet that shows what the labels mean and how augmentation changes the images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,32 @@ from ovr_ray.images.labels import LabelTable
 from ovr_ray.recipe import Augment, Data, Recipe
 
 SAMPLES, DRAWS = 8, 2
-"""Images a combination of labels, and how often each is shown augmented."""
+"""Images per combination of labels, and augmented versions per image."""
 COMBINATIONS = 20
-"""The most frequent ones are shown."""
+"""Most combinations that are shown; they are the most frequent ones."""
 TILE, GAP, HEADING = 128, 3, 30
-"""Pixels."""
+"""Side of an image, space between images and height of a heading, in pixels."""
 INK, MARK, PAPER = "#1a1a1a", "#666666", "#ffffff"
 
 
 def contact_sheet(recipe: Recipe, table: LabelTable) -> Image.Image:
-    """Training images of every combination of labels, as they are stored, and below as trials may see them.
+    """Draw training images of each combination of labels as they are stored, and below them augmented versions.
 
-    They are augmented with the widest settings that the recipe or any task's space allows.
+    Augmentation uses the widest settings that the recipe or any task's space allows.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    table : LabelTable
+        The labels and splits of the recipe's images.
+
+    Returns
+    -------
+    Image
+        RGB.
     """
     augment, rng = widest_augment(recipe), np.random.default_rng(recipe.search.seed)
-    train = table.labels[table.parts == "train"].dropna(how="all")
+    train = table.labels[table.splits == "train"].dropna(how="all")
     blocks = [_legend(augment)]
     combinations = train.fillna(-1).groupby(list(train.columns), sort=False)
     by_size = sorted((rows for _, rows in combinations), key=len, reverse=True)
@@ -38,7 +49,7 @@ def contact_sheet(recipe: Recipe, table: LabelTable) -> Image.Image:
         names = table.files.loc[rows.index[rng.permutation(len(rows))]]
         tiles = list(_readable(names, recipe.data))
         if tiles:
-            blocks += [_heading(f"{_told(rows.iloc[0])}: {len(rows)} training images")]
+            blocks += [_heading(f"{_caption(rows.iloc[0])}: {len(rows)} training images")]
             blocks += [_before_and_after(tiles, augment, rng)]
     if len(by_size) > COMBINATIONS:
         blocks.append(_heading(f"and {len(by_size) - COMBINATIONS} rarer combinations"))
@@ -46,7 +57,7 @@ def contact_sheet(recipe: Recipe, table: LabelTable) -> Image.Image:
 
 
 def widest_augment(recipe: Recipe) -> Augment:
-    """The largest value of every field that some trial may be given."""
+    """Return the largest value of every field that any trial may use."""
     widest = {}
     for name in Augment.model_fields:
         options = [value for task in recipe.tasks.values() for value in task.options(name)]
@@ -56,16 +67,16 @@ def widest_augment(recipe: Recipe) -> Augment:
 
 
 def _readable(names: Iterable[str], data: Data) -> Iterator[torch.Tensor]:
-    """The first few that can be decoded; bad ones are what `check` tells."""
-    found = 0
+    """Yield the first :data:`SAMPLES` images that can be decoded; ``check`` reports the bad ones."""
+    count = 0
     for name in names:
         try:
             image = read_image(f"{data.images}/{name}", data.color, data.image_size)
         except BadImage:
             continue
         yield torch.from_numpy(image.copy())
-        found += 1
-        if found == SAMPLES:
+        count += 1
+        if count == SAMPLES:
             return
 
 
@@ -77,9 +88,9 @@ def _before_and_after(images: list[torch.Tensor], augment: Augment, rng: np.rand
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
-def _told(labels: pd.Series) -> str:
-    words = {1: "{}", 0: "no {}", -1: "{} unknown"}
-    return ", ".join(words[int(value)].format(task) for task, value in labels.items())
+def _caption(labels: pd.Series) -> str:
+    wordings = {1: "{}", 0: "no {}", -1: "{} unknown"}
+    return ", ".join(wordings[int(value)].format(task) for task, value in labels.items())
 
 
 def _legend(augment: Augment) -> Image.Image:

@@ -1,4 +1,4 @@
-"""How far a pass over many images is."""
+"""A progress bar for a pass over many images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 @contextmanager
-def progress(images: int, done: int = 0, what: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere: gives the function that is told how many images more are done."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{what}  {{task.fields[told]}}"))
+def progress(images: int, done: int = 0, label: str = "images") -> Iterator[Callable[[int], None]]:
+    """Show a progress bar if stderr is a terminal; yield a function that takes the number of newly finished images."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{label}  {{task.fields[speed]}}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=images, completed=done, told="")
+        task = bar.add_task("", total=images, completed=done, speed="")
         began = time.monotonic()
 
         def advance(more: int) -> None:
@@ -26,6 +26,6 @@ def progress(images: int, done: int = 0, what: str = "images") -> Iterator[Calla
             count = bar.tasks[0].completed
             rate = (count - done) / (time.monotonic() - began)
             left = timedelta(seconds=round((images - count) / rate))
-            bar.update(task, told=f"{rate:.1f} images/s, {left} left", refresh=True)
+            bar.update(task, speed=f"{rate:.1f} images/s, {left} left", refresh=True)
 
         yield advance

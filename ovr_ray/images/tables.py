@@ -1,4 +1,4 @@
-"""A label file, CSV or Parquet, as a table of text."""
+"""Reading of a label file (CSV or Parquet) as a table of text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ from ovr_ray.errors import BadInput, Fault
 
 
 def read_table(path: str, separator: str) -> pd.DataFrame:
-    """A label file as text, empty cells as ""; the index is the line (CSV) or row (Parquet) number.
+    """Read a label file as text.
 
-    Of a Parquet file the columns of numbers and text only.
+    Parameters
+    ----------
+    path : str
+        Path or URI; a Parquet file ends in ``.parquet``, all others are CSV.
+    separator : str
+        Column separator of a CSV file.
+
+    Returns
+    -------
+    DataFrame of str
+        Empty cells are ``""``. The index is the line number (CSV, 1 is the header) or the row number (Parquet, from 1).
+        Of a Parquet file, only the columns of plain values are read: numbers, text, booleans and times.
 
     Raises
     ------
     BadInput
-        If there is no such file, or nothing in it that can be read.
+        If the file does not exist, cannot be read, or has no rows.
     """
     try:
         if path.endswith(".parquet"):
@@ -27,7 +38,7 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
             table.index = pd.RangeIndex(1, len(table) + 1)
         else:
             with UPath(path).open(encoding="utf-8-sig", newline="") as file:
-                # read without a header, because pandas renames a second column of the same name
+                # read without a header, because pandas would rename the second of two columns of one name
                 cells = pd.read_csv(
                     file,
                     sep=separator,
@@ -52,7 +63,7 @@ def read_table(path: str, separator: str) -> pd.DataFrame:
 
 
 def _read_parquet(path: str) -> pd.DataFrame:
-    """The columns of plain values: Ray's extension types unpickle what a stranger wrote as soon as they are read."""
+    """Read the columns of plain values only, because reading Ray's extension types unpickles untrusted data."""
     with UPath(path).open("rb") as file:
         parquet = pq.ParquetFile(file)
         plain = [field.name for field in parquet.schema_arrow if _is_plain(field.type)]

@@ -1,25 +1,26 @@
-"""From trials to one file."""
+"""The joint model: winners, ensembles, and one file that answers all tasks."""
 
-from ovr_ray.joint import winners
-from ovr_ray.joint.combine import Source, combine
-from ovr_ray.joint.export import METADATA, Format, load_torchscript, write_exported, write_torchscript
+from ovr_ray.joint.combine import combine
+from ovr_ray.joint.export import load_torchscript, parity, write_exported, write_torchscript
+from ovr_ray.joint.metadata import METADATA, JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
-from ovr_ray.joint.refine import PLAIN, Refinement, table_of
-from ovr_ray.joint.winners import Winner
+from ovr_ray.joint.refine import PLAIN, Refinement
+from ovr_ray.joint.winners import Winner, choose, read_winners, refuse_unknown
 
 __all__ = [
     "METADATA",
     "PLAIN",
     "Ensemble",
-    "Format",
+    "JointMetadata",
     "JointModel",
     "Refinement",
-    "Source",
     "Winner",
+    "choose",
     "combine",
     "load_torchscript",
-    "table_of",
-    "winners",
+    "parity",
+    "read_winners",
+    "refuse_unknown",
     "write_exported",
     "write_torchscript",
 ]

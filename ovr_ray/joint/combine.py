@@ -1,43 +1,52 @@
-"""From trials to one file: choose the winners, assemble, prove, write."""
+"""Make one joint model of a run: choose the winners, assemble, prove, write."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Final, assert_never
 
 import torch
 from upath import UPath
 
+from ovr_ray.choices import ExportFormat, Source, Split
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import BadImage, read_image, read_labels
-from ovr_ray.joint import winners
-from ovr_ray.joint.export import Format, refuse_lacking_packages, write_exported, write_torchscript
+from ovr_ray.joint.export import refuse_lacking_packages, write_exported, write_torchscript
+from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_folds, validation_images
-from ovr_ray.joint.winners import Winner
+from ovr_ray.joint.winners import Winner, last_of, ranked, refuse_unknown
 from ovr_ray.model import SubModel, load_sub_model
-from ovr_ray.run_folder import RunFolder, write_whole
+from ovr_ray.recipe import Recipe
+from ovr_ray.run import EnsembleRecord, RunFolder, WinnerRecord, write_winners
+from ovr_ray.storage import side_by_side
 
-PROVEN_ON = 8
-"""How many validation images a joint model is proven on."""
+PROVEN_ON: Final = 8
+"""Number of validation images that a joint model is proven on."""
 
-Source = Literal["search", "refit"]
-"""What a joint model is made of: each task's best checkpoint, or the folds that were made from it."""
+SEEN: Final[Mapping[Source, list[Split]]] = {"search": ["train"], "refit": ["train", "val"]}
+"""Splits that the networks of a joint model were trained on, by its source."""
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A task's part of a joint model, and what is told of it."""
+class _Answer:
+    """How a joint model answers one task."""
 
-    model: SubModel | Ensemble
-    threshold: float
-    name: str
-    metrics: dict[str, Any]
-    winner: dict[str, Any]
-    """As ``winners.json`` has it."""
-    refinement: dict[str, Any] | None = None
+    network: SubModel | Ensemble
+    description: str
+    """In words, for people."""
+    winner: WinnerRecord
+    ensemble: EnsembleRecord | None = None
+    """Set where the answer is more than the winner's."""
+
+    @property
+    def record(self) -> WinnerRecord:
+        """The task's entry of ``winners.json``."""
+        if self.ensemble is None:
+            return self.winner
+        given = {name: getattr(self.ensemble, name) for name in self.ensemble.model_fields_set}
+        return self.winner.model_copy(update=given)
 
 
 def combine(
@@ -46,7 +55,7 @@ def combine(
     tasks: Collection[str] = (),
     output: str | None = None,
     refinement: Refinement = PLAIN,
-    formats: Collection[Format] = (),
+    formats: Collection[ExportFormat] = (),
     source: Source = "search",
 ) -> UPath:
     """Choose every task's winner, or take its folds, and write the joint model.
@@ -55,134 +64,135 @@ def combine(
     ----------
     run : RunFolder
     picks, tasks
-        As in :func:`ovr_ray.joint.winners.choose`.
+        As in :func:`ovr_ray.joint.winners.ranked`.
     output : str, optional
-        Where the model goes; default: ``joint.pt`` in the run folder.
+        File of the model; default: ``joint.pt`` in the run folder.
     refinement : Refinement
-        More than each task's best checkpoint.
-    formats : collection of str
-        Write it as these, too, beside the TorchScript file and under its name.
+        How to go beyond each task's best checkpoint.
+    formats : collection of "onnx" or "pt2"
+        Also write the model in these formats, beside the TorchScript file and under its name.
     source : "search" or "refit"
-        Of a refit the joint model has the mean of each task's folds; there is nothing to pick then.
+        The joint model of a refit averages each task's folds; there are no trials to pick.
 
     Returns
     -------
     UPath
-        The model's file.
+        File of the model.
 
     Raises
     ------
     BadInput
         If a pick names no task, trial or checkpoint, or picks are given for a refit.
     RunFailed
-        If no trial of a task came to its end, or a task's refit did not.
+        If no trial of a task reached its end, or the refit of a task is incomplete.
     """
     refuse_lacking_packages(formats)
-    if source == "refit":
-        parts = _of_refit(run, picks or {}, tasks, refinement)
-    else:
-        parts = _of_search(run, picks or {}, tasks, refinement)
-    model = JointModel(list(parts), [p.model for p in parts.values()], [p.threshold for p in parts.values()]).eval()
-    file = UPath(output) if output else run.file("joint.pt")
-    metadata = _metadata(run, parts) | {"trained_on": ["train", "val"] if source == "refit" else ["train"]}
-    images = _real_images(run)
+    recipe, made_with = run.read()
+    match source:
+        case "search":
+            answers = _of_search(run, recipe, picks or {}, tasks, refinement)
+        case "refit":
+            answers = _of_refit(run, recipe, picks or {}, tasks, refinement)
+        case _:
+            assert_never(source)
+    networks, thresholds = zip(*((a.network, a.record.threshold) for a in answers.values()), strict=True)
+    model = JointModel(list(answers), networks, list(thresholds)).eval()
+    metadata = JointMetadata(
+        labels=list(answers),
+        thresholds=list(thresholds),
+        winners={task: answer.description for task, answer in answers.items()},
+        metrics={task: answer.winner.metrics for task, answer in answers.items()},
+        recipe=recipe.dump(),
+        data_fingerprint=made_with.data_fingerprint,
+        versions=made_with.versions,
+        refinement={task: answer.ensemble for task, answer in answers.items() if answer.ensemble},
+        trained_on=SEEN[source],
+    )
+    file = UPath(output) if output else run.joint_model
+    images = _real_images(run, recipe)
     write_torchscript(model, file, metadata, images)
-    told = {task: part.winner | (part.refinement or {}) for task, part in parts.items()}
-    write_whole(file.with_name("winners.json"), json.dumps(told, indent=1))
+    write_winners(file, {task: answer.record for task, answer in answers.items()})
     for form in formats:
         write_exported(model, file.with_suffix(f".{form}"), form, metadata, images)
     return file
 
 
 def _of_search(
-    run: RunFolder, picks: Mapping[str, str], tasks: Collection[str], refinement: Refinement
-) -> dict[str, _Part]:
-    chosen = winners.choose(run, picks, tasks)
-    refined = _refined(run, chosen, refinement) if refinement else {}
-    parts = {}
-    for task, winner in chosen.items():
-        about = f"{winner.trial}, epoch {winner.card.epoch}", winner.card.metrics, winner.told(run)
+    run: RunFolder, recipe: Recipe, picks: Mapping[str, str], tasks: Collection[str], wanted: Refinement
+) -> dict[str, _Answer]:
+    chosen = {task: best[: wanted.top_k] for task, best in ranked(run, recipe, picks, tasks).items()}
+    refined = _refined(run, recipe, chosen, wanted) if wanted else {}
+    answers = {}
+    for task, (winner, *_) in chosen.items():
+        description, record = f"{winner.trial}, epoch {winner.card.epoch}", winner.record(run)
         if task in refined:
             own = refined[task]
-            parts[task] = _Part(own.ensemble, own.threshold, *about, _told(own) | {"validation": own.steps})
+            ensemble = _record(own).model_copy(update={"validation": own.steps})
+            answers[task] = _Answer(own.ensemble, description, record, ensemble)
         else:
-            parts[task] = _Part(load_sub_model(winner.checkpoint, winner.card), winner.card.threshold, *about)
-    return parts
+            answers[task] = _Answer(load_sub_model(winner.checkpoint, winner.card), description, record)
+    return answers
 
 
 def _of_refit(
-    run: RunFolder, picks: Mapping[str, str], tasks: Collection[str], refinement: Refinement
-) -> dict[str, _Part]:
-    if picks or refinement.top_k > 1:
+    run: RunFolder, recipe: Recipe, picks: Mapping[str, str], tasks: Collection[str], wanted: Refinement
+) -> dict[str, _Answer]:
+    if picks or wanted.top_k > 1:
         problem = "has each task's folds: there are no trials to choose from"
         raise BadInput(Fault("--from refit", problem, "leave out --pick and --top-k"))
-    recipe, record = run.recipe(), run.refit.record()
-    winners.refuse_unknown(recipe, tasks)
-    parts, lacking = {}, []
+    refuse_unknown(recipe, tasks)
+    refit = run.refit.record()
+    answers, lacking = {}, []
     for task in [name for name in recipe.tasks if not tasks or name in tasks]:
         out_of_fold = run.refit.out_of_fold(task)
-        folds = [winners.last_of(run.refit.fold(task, number)) for number in range(record.get("folds", 0))]
+        folds = side_by_side(last_of, [run.refit.fold(task, number) for number in range(refit.folds)])
         members = [fold for fold in folds if fold]
         if out_of_fold is None or len(members) < len(folds):
             lacking.append(f"task {task!r} has no whole refit; run ovr-ray refit {run.path} first")
             continue
-        names = [f"{member.trial}@{member.card.epoch}" for member in members]
         sub_models = [load_sub_model(member.checkpoint, member.card) for member in members]
-        own = refine_folds(names, sub_models, refinement, recipe.tasks[task].threshold, out_of_fold)
-        winner, scores = record["tasks"][task], list(own.steps.values())[-1]
-        metrics = {f"out_of_fold_{name}": score for name, score in scores.items()}
-        how = f"{winner['epoch']} epochs each at {winner['config']['image_size']} pixels"
-        name = f"mean of {len(members)} folds of {winner['trial']}, {how}"
-        told = winner | {"from": "refit", "metrics": metrics}
-        parts[task] = _Part(own.ensemble, own.threshold, name, metrics, told, _told(own) | {"out_of_fold": own.steps})
+        names = [member.name for member in members]
+        own = refine_folds(names, sub_models, wanted, recipe.tasks[task].threshold, out_of_fold)
+        winner, last = refit.tasks[task], list(own.steps.values())[-1]
+        metrics = {f"out_of_fold_{name}": score for name, score in last.model_dump().items()}
+        size = winner.config["image_size"]
+        description = f"mean of {len(members)} folds of {winner.trial}, {winner.epoch} epochs each at {size} pixels"
+        record = winner.model_copy(update={"source": "refit", "metrics": metrics})
+        ensemble = _record(own).model_copy(update={"out_of_fold": own.steps})
+        answers[task] = _Answer(own.ensemble, description, record, ensemble)
     if lacking:
         raise RunFailed("\n".join(lacking))
-    return parts
+    return answers
 
 
-def _refined(run: RunFolder, chosen: Mapping[str, Winner], wanted: Refinement) -> dict[str, Refined]:
-    recipe = run.recipe()
+def _refined(
+    run: RunFolder, recipe: Recipe, chosen: Mapping[str, list[Winner]], wanted: Refinement
+) -> dict[str, Refined]:
     split = run.split()
     tasks = {task: recipe.tasks[task] for task in chosen}
-    table = read_labels(recipe.data.model_copy(update={"limit": None}), tasks, split_too=False)
+    table = read_labels(recipe.data.model_copy(update={"limit": None}), tasks, with_split=False)
     table = table.named(split.filename[split.part == "val"])
     images, rows = validation_images(recipe.data, table.files.tolist())
     refined = {}
-    for task, winner in chosen.items():
-        members = [winner, *winners.runners_up(run, task, winner, wanted.top_k - 1)]
-        sub_models = [load_sub_model(member.checkpoint, member.card) for member in members]
-        names = [f"{member.trial}@{member.card.epoch}" for member in members]
+    for task, winners in chosen.items():
+        members = [load_sub_model(winner.checkpoint, winner.card) for winner in winners]
         truth = table.labels[task].to_numpy()[rows]
-        refined[task] = refine(names, sub_models, wanted, tasks[task].threshold, images, truth)
+        names = [winner.name for winner in winners]
+        refined[task] = refine(names, members, wanted, tasks[task].threshold, images, truth)
     return refined
 
 
-def _told(refined: Refined) -> dict[str, Any]:
-    ensemble = refined.ensemble
-    return {
-        "threshold": refined.threshold,
-        "members": refined.members,
-        "flip_average": ensemble.flip_average,
-        "calibration": {"scale": ensemble.scale, "shift": ensemble.shift},
-    }
+def _record(refined: Refined) -> EnsembleRecord:
+    return EnsembleRecord(
+        threshold=refined.threshold,
+        members=refined.members,
+        flip_average=refined.ensemble.flip_average,
+        calibration=refined.calibration,
+    )
 
 
-def _metadata(run: RunFolder, parts: Mapping[str, _Part]) -> dict[str, Any]:
-    refinement = {task: part.refinement for task, part in parts.items() if part.refinement}
-    return {
-        "labels": list(parts),
-        "thresholds": [part.threshold for part in parts.values()],
-        "winners": {task: part.name for task, part in parts.items()},
-        "metrics": {task: part.metrics for task, part in parts.items()},
-        "recipe": run.recipe().dump(),
-        **run.made_with(),
-        **({"refinement": refinement} if refinement else {}),
-    }
-
-
-def _real_images(run: RunFolder) -> list[torch.Tensor]:
-    data = run.recipe().data
-    split, images = run.split(), []
+def _real_images(run: RunFolder, recipe: Recipe) -> list[torch.Tensor]:
+    data, split, images = recipe.data, run.split(), list[torch.Tensor]()
     for filename in split.filename[split.part == "val"]:
         try:
             images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data.color).copy()))

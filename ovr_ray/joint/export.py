@@ -1,81 +1,76 @@
-"""A joint model as a file: TorchScript, ONNX or torch.export. All that depends on a format is here.
+"""A joint model as a file: TorchScript, ONNX or torch.export. Everything that depends on a format is in this file.
 
-Writing includes proving: the file is loaded again and must answer as the Python sub-models do.
+Writing includes a proof: the file is loaded again, and must give the answers of the Python sub-models.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, assert_never
 
 import torch
 from torch.export import Dim
 from upath import UPath
 
+from ovr_ray.choices import ExportFormat
 from ovr_ray.errors import BadInput, Fault, RunFailed
+from ovr_ray.joint.metadata import METADATA, JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.model import SubModel, prepared
-from ovr_ray.run_folder import write_whole
+from ovr_ray.storage import write_whole
 
-METADATA = "ovr_ray.json"
-"""Name of the extra file inside ``joint.pt`` and ``joint.pt2``, and of the property of ``joint.onnx``."""
-
-TOLERANCE = 1e-4
-"""Largest difference of a probability between the file and the Python sub-models."""
-
-Format = Literal["onnx", "pt2"]
-"""What a joint model can be written as, beside TorchScript."""
+TOLERANCE: Final = 1e-4
+"""Largest accepted difference of a probability between the file and the Python sub-models."""
 
 Joint = Callable[[torch.Tensor], torch.Tensor]
-"""From images to probabilities."""
+"""A function from images to probabilities."""
 
 
-def refuse_lacking_packages(formats: Collection[Format]) -> None:
-    """Raise :class:`BadInput` if ONNX is wanted and its packages are not there."""
+def refuse_lacking_packages(formats: Collection[ExportFormat]) -> None:
+    """Raise :class:`BadInput` if ONNX is wanted and its packages are not installed."""
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
     if "onnx" in formats and lacking:
         raise BadInput(Fault("--format onnx", f"needs {', '.join(lacking)}", "pip install 'ovr-ray[onnx]'"))
 
 
 def write_torchscript(
-    model: JointModel, file: UPath, metadata: dict[str, Any], images: Sequence[torch.Tensor]
+    model: JointModel, file: UPath, metadata: JointMetadata, images: Sequence[torch.Tensor]
 ) -> float:
-    """Script, freeze, prove and write.
+    """Script, freeze, prove and write a joint model.
 
     Parameters
     ----------
     model : JointModel
         In eval mode, on the CPU.
     file : UPath
-    metadata : dict
-        Goes into the file as :data:`METADATA`.
+    metadata : JointMetadata
+        Written into the file as :data:`METADATA`.
     images : sequence of uint8 tensors (1 or 3, H, W)
-        Real ones, as files have them, to prove the file on.
+        Real images, in the size of their files, that the file is proven on.
 
     Returns
     -------
     float
-        The largest difference found.
+        The largest difference of a probability.
 
     Raises
     ------
     RunFailed
-        If it is above :data:`TOLERANCE`; nothing is written.
+        If the difference is above :data:`TOLERANCE`; nothing is written.
     """
-    # convolutions are faster where an image's channels lie side by side, and answer so if their weights do
+    # convolutions are faster with channels last, which the weights' memory format decides
     ordered = copy.deepcopy(model).to(memory_format=torch.channels_last)
     with _deprecation_known():
         scripted = torch.jit.freeze(torch.jit.script(ordered), preserved_attrs=["labels", "thresholds", "predict"])
         buffer = io.BytesIO()
-        torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})
+        torch.jit.save(scripted, buffer, _extra_files={METADATA: metadata.to_json()})
     content = buffer.getvalue()
     loaded, _ = load_torchscript(content)
     batches = [batch for image in images for batch in (image[None], image[None].float() / 255)]
@@ -83,36 +78,46 @@ def write_torchscript(
 
 
 def write_exported(
-    model: JointModel, file: UPath, form: Format, metadata: dict[str, Any], images: Sequence[torch.Tensor]
+    model: JointModel, file: UPath, form: ExportFormat, metadata: JointMetadata, images: Sequence[torch.Tensor]
 ) -> float:
-    """Export, prove and write as ONNX or ``torch.export``.
+    """Export a joint model, prove it, and write it as ONNX or ``torch.export``.
 
-    Such a file takes what training stored: uint8, N x channels x S x S with N of 1 or more. It knows nothing of
-    thresholds; they are in its metadata. Parameters, return value and errors are those of :func:`write_torchscript`.
+    Such a file takes images as training stores them: uint8, N x channels x S x S, with N of 1 or more. Thresholds are
+    only in its metadata. Parameters, return value and errors are those of :func:`write_torchscript`.
     """
     size, channels = model.stored_size, model.channels
     stored = torch.cat([(prepared(image[None], channels, size) * 255).round().byte() for image in images])
-    stored = stored if len(stored) > 1 else stored.repeat(2, 1, 1, 1)  # one image would be taken for the only size
+    stored = stored if len(stored) > 1 else stored.repeat(2, 1, 1, 1)  # a batch of one would be exported as the only size
     program = torch.export.export(model, (stored,), dynamic_shapes=({0: Dim.DYNAMIC},))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / file.name
-        if form == "onnx":
-            joint = _export_onnx(program, stored, path, metadata)
-        else:
-            torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
-            joint = torch.export.load(path).module()
+        match form:
+            case "onnx":
+                joint = _export_onnx(program, stored, path, metadata)
+            case "pt2":
+                torch.export.save(program, path, extra_files={METADATA: metadata.to_json()})
+                joint = torch.export.load(path).module()
+            case _:
+                assert_never(form)
         return _write_proven(path.read_bytes(), file, joint, model, [stored, stored[:1]])
 
 
 def _export_onnx(
-    program: torch.export.ExportedProgram, images: torch.Tensor, path: Path, metadata: dict[str, Any]
+    program: torch.export.ExportedProgram, images: torch.Tensor, path: Path, metadata: JointMetadata
 ) -> Joint:
     import onnxruntime
 
-    named: dict[str, Any] = {"input_names": ["images"], "output_names": ["probabilities"]}
-    exported = torch.onnx.export(program, (images,), dynamo=True, verbose=False, external_data=False, **named)
+    exported = torch.onnx.export(
+        program,
+        (images,),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
     assert exported is not None
-    exported.model.metadata_props[METADATA] = json.dumps(metadata)
+    exported.model.metadata_props[METADATA] = metadata.to_json()
     exported.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
@@ -123,15 +128,15 @@ def _write_proven(
 ) -> float:
     difference = parity(joint, list(model.sub_models), batches)  # type: ignore[arg-type]
     if not difference <= TOLERANCE:
-        told = f"its probabilities differ by {difference:.2g} from its sub-models'"
-        raise RunFailed(f"{file}: {told}; not written")
+        problem = f"its probabilities differ by {difference:.2g} from its sub-models'"
+        raise RunFailed(f"{file}: {problem}; not written")
     write_whole(file, content)
     return difference
 
 
 @torch.inference_mode()
 def parity(joint: Joint, sub_models: Sequence[SubModel | Ensemble], batches: Sequence[torch.Tensor]) -> float:
-    """Largest difference of a probability between a joint model and its sub-models."""
+    """Return the largest difference of a probability between a joint model and its sub-models."""
     differences = []
     for batch in batches:
         expected = torch.stack([sub_model(batch).sigmoid() for sub_model in sub_models], 1)
@@ -141,22 +146,22 @@ def parity(joint: Joint, sub_models: Sequence[SubModel | Ensemble], batches: Seq
 
 def load_torchscript(
     content: bytes, device: torch.device | str = "cpu"
-) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """A joint model and its metadata, from a file's bytes.
+) -> tuple[torch.jit.ScriptModule, JointMetadata]:
+    """Return the joint model of a file's content, and its metadata.
 
-    Load no file of a stranger: TorchScript runs no Python, but it can call operators that write files.
+    Only load files that you trust: TorchScript runs no Python, but it can call operators that write files.
 
     Raises
     ------
     BadInput
-        If it is no joint model.
+        If the content is no joint model.
     """
     extra = {METADATA: ""}
     try:
         with _deprecation_known():
             model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=extra)
-        return model, json.loads(extra[METADATA])
-    except (RuntimeError, json.JSONDecodeError) as error:
+        return model, JointMetadata.from_json(extra[METADATA])
+    except (RuntimeError, ValueError) as error:
         problem = f"is not a joint model: {str(error).splitlines()[0]}"
         raise BadInput(Fault("the model's file", problem, "ovr-ray combine writes one")) from None
 

@@ -1,4 +1,4 @@
-"""JointModel: all sub-models behind one preprocessing, with their thresholds."""
+"""The networks of a joint model: ensembles of sub-models, and all tasks behind one preprocessing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from ovr_ray.model import SubModel, prepared
 
 
 class Ensemble(nn.Module):
-    """Several sub-models of one task, flips and calibration behind the interface of one. Scripts to TorchScript.
+    """Several sub-models of one task, with flips and calibration, behind the interface of one sub-model.
+
+    It scripts to TorchScript.
 
     Parameters
     ----------
     members : list of SubModel
-        Of one task and one recipe; their logits are averaged.
+        Sub-models of one task and one recipe, whose logits are averaged.
     flip_average : bool
-        Average over the image as it is, mirrored, upside down, and both.
+        Average over the image as it is, mirrored, upside down, and both mirrored and upside down.
     scale, shift : float
         Calibration of the averaged logit: ``scale * logit + shift``.
     """
@@ -32,7 +34,7 @@ class Ensemble(nn.Module):
         self.stored_size, self.channels = members[0].stored_size, members[0].channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 (N), of images as :class:`SubModel` takes them."""
+        """Return logits, float32 (N), of images that :class:`~ovr_ray.model.SubModel` takes."""
         images = prepared(images, self.channels, self.stored_size)
         logits: list[torch.Tensor] = []
         for view in views(images, self.flip_average):
@@ -42,19 +44,19 @@ class Ensemble(nn.Module):
 
 
 def views(images: torch.Tensor, flipped: bool) -> list[torch.Tensor]:
-    """The images as they are, and, if asked, their three flips."""
+    """Return the images as they are and, if ``flipped``, their three flips."""
     if not flipped:
         return [images]
     return [images, images.flip(3), images.flip(2), images.flip(2, 3)]
 
 
 class JointModel(nn.Module):
-    """Images of any size and colour -> a probability and a decision for every label. Scripts to TorchScript.
+    """Map images of any size and colour to a probability and a decision for every label. Scripts to TorchScript.
 
     Parameters
     ----------
     labels : list of str
-        In the order of the output's columns.
+        Names of the tasks, in the order of the output's columns.
     sub_models : list of SubModel or Ensemble
     thresholds : list of float
     """
@@ -70,12 +72,12 @@ class JointModel(nn.Module):
         self.alike = all((m.stored_size, m.channels) == (first.stored_size, first.channels) for m in sub_models)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities, float32 (N, labels), of images: uint8, or float in 0..1; (N, 1 or 3, H, W); N may be 0."""
+        """Return probabilities, float32 (N, labels), of images: uint8, or float in 0..1; (N, 1 or 3, H, W), N >= 0."""
         if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
             raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
         if images.size(0) == 0:
             return torch.zeros([0, len(self.labels)], device=images.device)
-        if self.alike:  # decoded and resized once for all
+        if self.alike:  # converted and resized once for all tasks
             images = prepared(images, self.channels, self.stored_size)
         columns: list[torch.Tensor] = []
         for sub_model in self.sub_models:
@@ -84,5 +86,5 @@ class JointModel(nn.Module):
 
     @torch.jit.export
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Decisions, bool (N, labels)."""
+        """Return decisions, bool (N, labels), of such images."""
         return self.forward(images) >= self.thresholds

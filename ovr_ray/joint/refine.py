@@ -1,47 +1,46 @@
-"""Better than a task's best checkpoint alone: more checkpoints, flips, calibration; and what each of them gives.
+"""Improvements on a task's best checkpoint: more checkpoints, flips, calibration; and the scores of each step.
 
-All of it is judged and fitted on the validation part, on logits that are computed once; or, of a refit, on what each
-fold says of the images that it held out.
+They are judged and fitted on the validation split, on logits that are computed once; for a refit, on the logits that
+each fold gave to the images that it held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Final, assert_never
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
+from ovr_ray.choices import Calibration
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint.module import Ensemble, views
 from ovr_ray.model import SubModel, average_precision, choose_threshold, f1_at
 from ovr_ray.recipe import Data, ThresholdGoal
+from ovr_ray.run import CalibrationRecord, Scores
 
-Calibration = Literal["platt", "temperature"]
-
-BATCH = 64
+BATCH: Final = 64
+"""Images that are predicted at a time."""
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a joint model does beyond asking each task's best checkpoint once.
+    """How a joint model goes beyond asking each task's best checkpoint once.
 
     Attributes
     ----------
     top_k : int
-        Logits are averaged over the best checkpoints of so many trials of a task.
+        Average the logits of the best checkpoints of this many trials of a task.
     flip_average : bool
-        And over the four flips of an image.
+        Average the logits of the four flips of an image.
     calibrate : "platt", "temperature" or None
-        Make probabilities frequencies: logistic regression on the logit, with an intercept (Platt, 1999) or without
-        (Guo et al., 2017). Decisions stay what they are.
+        Calibrate the probabilities by a logistic regression on the logit, with an intercept (Platt, 1999) or without
+        (Guo et al., 2017). Decisions do not change.
     """
 
     top_k: int = 1
@@ -52,29 +51,43 @@ class Refinement:
         return self != PLAIN
 
 
-PLAIN = Refinement()
+PLAIN: Final = Refinement()
 """Each task's best checkpoint, asked once."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A task's ensemble, the threshold that suits it, and a row for every step on the way."""
+    """A task's ensemble, its threshold, and the scores of every step.
+
+    Attributes
+    ----------
+    members : list of str
+        Names of the checkpoints, ``TRIAL@EPOCH``.
+    ensemble : Ensemble
+    threshold : float
+        Decision threshold for the ensemble's probability.
+    steps : dict of str to Scores
+        Step of the refinement -> scores on validation, or out of fold.
+    """
 
     members: list[str]
-    """Names of the checkpoints, TRIAL@EPOCH."""
     ensemble: Ensemble
     threshold: float
-    steps: dict[str, dict[str, float]]
-    """Step -> F1 at the threshold, average precision and Brier score on validation, or out of fold."""
+    steps: dict[str, Scores]
+
+    @property
+    def calibration(self) -> CalibrationRecord:
+        """Calibration of the ensemble's logit."""
+        return CalibrationRecord(scale=self.ensemble.scale, shift=self.ensemble.shift)
 
 
 def validation_images(data: Data, filenames: Sequence[str]) -> tuple[torch.Tensor, np.ndarray]:
-    """The images that can be read, uint8 (N, C, S, S), and their places in the list.
+    """Return the images that can be read, uint8 (N, C, S, S), and their places in the list, int64 (N).
 
     Raises
     ------
     BadInput
-        If there is none.
+        If no image can be read.
     """
     images, places = [], []
     for place, filename in enumerate(filenames):
@@ -102,18 +115,18 @@ def refine(
     Parameters
     ----------
     names : list of str
-        Of the members.
+        Names of the members.
     members : sequence of SubModel
         The best first.
     wanted : Refinement
     goal : ThresholdGoal
     images : Tensor of uint8, (N, C, S, S)
     truth : ndarray, (N)
-        0, 1, or NaN where an image does not count for the task.
+        0, 1, or NaN where the label is unknown.
     """
-    counts = np.isfinite(truth)
-    truth = truth[counts]
-    logits = _logits(members, images[torch.from_numpy(counts)], wanted.flip_average)
+    known = np.isfinite(truth)
+    truth = truth[known]
+    logits = _logits(members, images[torch.from_numpy(known)], wanted.flip_average)
     steps = {"best checkpoint": logits[0, 0]}
     if len(members) > 1:
         steps[f"mean of {len(members)} checkpoints"] = logits[:, 0].mean(0)
@@ -136,7 +149,7 @@ def refine_folds(
     names, members, wanted, goal
         As in :func:`refine`; a member is a fold.
     out_of_fold : DataFrame
-        As :meth:`~ovr_ray.run_folder.RefitFolder.out_of_fold` gives it.
+        From :meth:`RefitFolder.out_of_fold <ovr_ray.run.RefitFolder.out_of_fold>`.
     """
     steps = {"a fold alone": out_of_fold.logit.to_numpy(float, copy=True)}
     if wanted.flip_average:
@@ -152,7 +165,7 @@ def _fitted(
     steps: dict[str, np.ndarray],
     truth: np.ndarray,
 ) -> Refined:
-    """The last step calibrated, if that is wanted, and the threshold for it."""
+    """Calibrate the last step, if that is wanted, and choose the threshold for it."""
     scale, shift = 1.0, 0.0
     if wanted.calibrate:
         last = list(steps.values())[-1]
@@ -163,40 +176,35 @@ def _fitted(
     return Refined(names, Ensemble(list(members), wanted.flip_average, scale, shift), threshold, scores)
 
 
-def table_of(steps: Mapping[str, Mapping[str, Mapping[str, float]]], where: str = "on validation") -> Table:
-    """For people: what each step of each task gave, from task -> step -> score."""
-    note = f"{where}, where thresholds and calibration were fitted; a lower Brier score is better"
-    table = Table(caption=note, caption_justify="left", box=SIMPLE_HEAD)
-    for column in ("task", "", "F1", "AP", "Brier"):
-        table.add_column(column, justify="left" if column in ("task", "") else "right", no_wrap=True)
-    for task, scores in steps.items():
-        for i, (step, score) in enumerate(scores.items()):
-            table.add_row("" if i else task, step, *(f"{value:.3f}" for value in score.values()))
-    return table
-
-
 @torch.inference_mode()
 def _logits(members: Sequence[SubModel], images: torch.Tensor, flipped: bool) -> np.ndarray:
-    """Float64 (members, views, N)."""
+    """Return the logits, float64 (members, views, N)."""
     seen = views(images, flipped)
     rows = [[torch.cat([member(batch) for batch in view.split(BATCH)]) for view in seen] for member in members]
     return torch.stack([torch.stack(row) for row in rows]).double().numpy()
 
 
-def _calibration(logit: np.ndarray, truth: np.ndarray, how: Calibration) -> tuple[float, float]:
-    fitted = LogisticRegression(C=np.inf, fit_intercept=how == "platt").fit(logit[:, None], truth)
+def _calibration(logit: np.ndarray, truth: np.ndarray, method: Calibration) -> tuple[float, float]:
+    match method:
+        case "platt":
+            intercept = True
+        case "temperature":
+            intercept = False
+        case _:
+            assert_never(method)
+    fitted = LogisticRegression(C=np.inf, fit_intercept=intercept).fit(logit[:, None], truth)
     scale, shift = float(fitted.coef_[0, 0]), float(np.ravel(fitted.intercept_)[0])
-    return (scale, shift) if scale > 0 else (1.0, 0.0)  # a model that ranks backwards is not to be turned around
+    return (scale, shift) if scale > 0 else (1.0, 0.0)  # a calibration must not reverse the order of the images
 
 
 def _probability(logit: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logit).float().sigmoid().numpy()
 
 
-def _scores(truth: np.ndarray, logit: np.ndarray, goal: ThresholdGoal) -> dict[str, Any]:
+def _scores(truth: np.ndarray, logit: np.ndarray, goal: ThresholdGoal) -> Scores:
     probability = _probability(logit)
-    return {
-        "f1": f1_at(choose_threshold(truth, probability, goal))(truth, probability),
-        "average_precision": average_precision(truth, probability),
-        "brier": float(brier_score_loss(truth, probability)),
-    }
+    return Scores(
+        f1=f1_at(choose_threshold(truth, probability, goal))(truth, probability),
+        average_precision=average_precision(truth, probability),
+        brier=float(brier_score_loss(truth, probability)),
+    )

@@ -1,5 +1,5 @@
-"""The winners trained again, on validation images too: as folds, each of which says what it thinks of the others'."""
+"""A refit: the winners trained again on train and validation, as folds that predict the images that they hold out."""
 
-from ovr_ray.refitting.run import FOLDS, refit
+from ovr_ray.refitting.run import refit
 
-__all__ = ["FOLDS", "refit"]
+__all__ = ["refit"]

@@ -1,4 +1,4 @@
-"""Which images a fold is trained on, and which it holds out."""
+"""The images that a fold is trained on, and those that it holds out."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from ovr_ray.images import LabelTable, groups
 from ovr_ray.recipe import Data
 
 NONE = -1
-"""The fold of rows that no fold trains on or holds out."""
+"""The number of rows that no fold trains on or holds out."""
 
 
 def assign(table: LabelTable, task: str, data: Data, count: int, seed: int) -> np.ndarray:
-    """The fold that holds out each row of a label table, stratified on the task's label; groups are not torn.
+    """Return the fold that holds out each row of a label table, stratified on the task's label; groups stay together.
 
     Parameters
     ----------
     table : LabelTable
     task : str
     data : Data
-        Of the recipe; says whether there are groups.
+        The recipe's data, which says whether there are groups.
     count : int
-        Of folds.
+        Number of folds.
     seed : int
 
     Returns
     -------
     ndarray of int64
-        0 to ``count`` - 1; :data:`NONE` for rows of the test part and those that do not count for the task.
+        0 to ``count`` - 1; :data:`NONE` for rows of the test split and for rows without a label.
 
     Raises
     ------
     BadInput
         If a fold would hold out, or train on, images of one class only.
     """
-    labels = table.labels[task].where(table.parts != "test")
+    labels = table.labels[task].where(table.splits != "test")
     rows = np.flatnonzero(labels.notna())
     known = labels.to_numpy()[rows]
     if pd.Series(known).value_counts().min() < count:
@@ -55,8 +55,8 @@ def assign(table: LabelTable, task: str, data: Data, count: int, seed: int) -> n
     return folds
 
 
-def labels_of(table: LabelTable, task: str, chosen: np.ndarray) -> np.ndarray:
-    """A task's labels (float32), as a feed takes them: NaN where a row is not among the chosen ones (bool)."""
+def chosen_labels(table: LabelTable, task: str, chosen: np.ndarray) -> np.ndarray:
+    """Return a task's labels (float32, per row of the table), NaN where ``chosen`` (bool, per row) is False."""
     return table.labels[task].where(chosen).to_numpy(np.float32)
 
 

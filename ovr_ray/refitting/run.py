@@ -1,11 +1,10 @@
-"""A refit: every winner's config trained again as folds, all of them at once as far as the cluster has room."""
+"""A refit on Ray Train: the winning configs trained again as folds, as many at the same time as fit the cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,22 +18,16 @@ from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.checks import check
+from ovr_ray.choices import FOLDS, LEAST_IMAGE_SIZE
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import load
-from ovr_ray.joint import Winner, winners
+from ovr_ray.joint import Winner, choose, read_winners
 from ovr_ray.model import average_precision, size_fault, weights_fault
 from ovr_ray.recipe import Checkpoints, Config, Recipe, absolute
-from ovr_ray.refitting.fold import Fold, Shared, train_fold
-from ovr_ray.refitting.folds import NONE, assign, labels_of
-from ovr_ray.run_folder import RunFolder
-from ovr_ray.search import Clock
-from ovr_ray.session import Assignment, derived_seed
-
-FOLDS = 5
-"""How many, unless another number is asked for."""
-
-SMALLEST = 8
-"""Image that a config may ask for."""
+from ovr_ray.refitting.fold import Fold, RefitContext, train_fold
+from ovr_ray.refitting.folds import NONE, assign, chosen_labels
+from ovr_ray.run import Clock, RefitRecord, RunFolder, WinnerRecord
+from ovr_ray.training import Assignment, derived_seed
 
 
 def refit(
@@ -45,22 +38,23 @@ def refit(
     image_size: int | None = None,
     console: Console | None = None,
 ) -> RunFolder:
-    """Train every task's winning config again as folds over train and validation, or go on with that.
+    """Train every task's winning config again as folds over train and validation, or resume that.
 
-    The winners are those of ``winners.json``, or else of :func:`ovr_ray.joint.winners.choose`. Every fold is trained
-    for as many epochs as the winner was, and says what it thinks of the images that it held out.
+    The winners are those of ``winners.json``, or else of :func:`ovr_ray.joint.choose`. Every fold is trained for as
+    many epochs as the winner was, and predicts the images that it held out.
 
     Parameters
     ----------
     run : RunFolder
     folds : int
+        Number of folds.
     workers : int
-        Of a fold; see :class:`ovr_ray.model.Trainer`. Each asks for what a trial asks for.
+        Processes per fold; see :class:`ovr_ray.training.Trainer`. Each needs the resources of a trial.
     tasks : collection of str
-        These alone; default: all of the recipe.
+        Only these tasks; default: all of the recipe.
     image_size : int, optional
-        Pixels a side that the folds see; default: as the refit began, or those that their winner saw. A search of small
-        images and a refit of large ones costs less than both of large ones.
+        Pixels a side that the folds see; default: those that the refit began with, or those of the winner. A search
+        with small images and a refit with large ones costs less than both with large ones.
     console : Console, optional
         Where progress is shown.
 
@@ -71,25 +65,25 @@ def refit(
     Raises
     ------
     BadInput
-        If a task is unknown, folds, workers, pixels or epochs are too many, the labels have changed, a search or
-        another refit is under way, or there is a refit of something else; nothing was trained.
+        If a task is unknown; if folds, workers, pixels or epochs are too many; if the labels have changed; if a search
+        or another refit is running; or if there is a refit of something else. Nothing was trained.
     RunFailed
-        If a task has no winner yet, or folds failed; says why.
+        If a task has no winner yet, or folds failed; gives the reasons.
     Interrupted
-        If it was stopped by Ctrl-C; the same call goes on with it.
+        If it was stopped by Ctrl-C; the same call resumes it.
     """
     console = console or Console()
     run = RunFolder(UPath(absolute(str(run.path))))  # Ray Train's workers have a working folder of their own
-    recipe = run.recipe()
+    recipe, made_with = run.read()
     chosen = _winners(run, recipe, tasks, image_size)
     _refuse_impossible(recipe, chosen, folds, workers)
     table = check(recipe)
-    if table.fingerprint() != run.made_with()["data_fingerprint"]:
+    if table.fingerprint() != made_with.data_fingerprint:
         remedy = "bring back the label file that the run began with"
         raise BadInput(Fault(recipe.data.labels, "the labels or their split are not those of the run", remedy))
-    clock = Clock(run, run.refit.clock)
-    for busy in (Clock(run), clock):
-        busy.refuse_a_second_search()
+    clock = Clock(run.refit.clock)
+    for busy in (Clock(run.clock), clock):
+        busy.refuse_a_second_process()
     with cluster.connected():
         need = cluster.per_trial(recipe.resources)
         at_once = _at_once(recipe, need, workers)
@@ -100,10 +94,10 @@ def refit(
             with clock.ticking():
                 memory = recipe.resources.object_store * cluster.smallest_object_store()
                 images, table = load(table, recipe.data, recipe.storage, memory)
-                shared = Shared(recipe, run, table, images)
-                every = [fold for task in lacking for fold in _folds(shared, task, chosen[task], folds)]
-                run.refit.write_record(record)  # not before: too many folds would have to be deleted
-                failed = _train(every, shared, need, workers, at_once, console)
+                context = RefitContext(run, table, images)
+                every = [fold for task in lacking for fold in _folds(context, recipe, task, chosen[task], folds)]
+                run.refit.write_record(record)  # only now: with too many folds it would have to be deleted again
+                failed = _train(every, context, need, workers, at_once, recipe.search.max_failures, console)
                 for task in lacking:
                     _gather(run, task, folds)
             if failed:
@@ -112,12 +106,12 @@ def refit(
 
 
 def _winners(run: RunFolder, recipe: Recipe, tasks: Collection[str], image_size: int | None) -> dict[str, Winner]:
-    """Each at the size that its folds are to see: the one asked for, that of a refit under way, or its own."""
+    """Return each winner at the size that its folds see: the given one, that of a begun refit, or its own."""
     wanted = [task for task in recipe.tasks if not tasks or task in tasks]
-    combined = winners.read(run)
+    combined = read_winners(run)
     lacking = [*(task for task in wanted if task not in combined), *(task for task in tasks if task not in wanted)]
-    found = combined | (winners.choose(run, tasks=lacking) if lacking else {})
-    begun = {task: told["config"]["image_size"] for task, told in run.refit.record().get("tasks", {}).items()}
+    found = combined | (choose(run, recipe, tasks=lacking) if lacking else {})
+    begun = {task: winner.config["image_size"] for task, winner in run.refit.record().tasks.items()}
     return {task: _at_size(found[task], image_size or begun.get(task)) for task in wanted}
 
 
@@ -146,85 +140,93 @@ def _refuse_impossible(recipe: Recipe, chosen: dict[str, Winner], folds: int, wo
 
 def _size_fault(recipe: Recipe, task: str, winner: Winner) -> Fault | None:
     size, stored, config = winner.card.image_size, recipe.data.image_size, winner.card.config
-    if not SMALLEST <= size <= stored:
+    if not LEAST_IMAGE_SIZE <= size <= stored:
         problem = f"cannot be refitted at {size} pixels a side: the run's images are stored with {stored}"
-        return Fault(f"task {task!r}", problem, f"--image-size {SMALLEST} to {stored}")
+        return Fault(f"task {task!r}", problem, f"--image-size {LEAST_IMAGE_SIZE} to {stored}")
     fault = size_fault(config["backbone"], size) or weights_fault(config["backbone"], size, config["weights"])
     return replace(fault, where=f"task {task!r} at {size} pixels, {fault.where}") if fault else None
 
 
-def _at_once(recipe: Recipe, need: dict[str, float], workers: int) -> int:
-    """How many folds may run at a time, as trials do."""
+def _at_once(recipe: Recipe, need: cluster.Share, workers: int) -> int:
+    """Return how many folds may run at the same time."""
     fitting = cluster.slots(need) // workers
     if not fitting and recipe.search.max_concurrent is None:
-        asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
-        problem = f"this cluster has no room for {workers} workers with {asked} each"
+        problem = f"this cluster has no room for {workers} workers with {need} each"
         remedy = "ask for fewer --workers, or set search.max_concurrent where nodes are started on demand"
         raise BadInput(Fault("resources", problem, remedy))
     return recipe.search.max_concurrent or fitting
 
 
-def _record(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> dict[str, Any]:
-    """What is made from what; raises :class:`BadInput` if there is a refit of something else."""
-    before, folder = run.refit.record(), str(run.refit.path)
-    told: dict[str, Any] = {"folds": folds, "seed": recipe.search.seed}
+def _record(run: RunFolder, recipe: Recipe, chosen: dict[str, Winner], folds: int) -> RefitRecord:
+    """Return what the refit is made of; raises :class:`BadInput` if there is a refit of something else."""
+    before, folder, seed = run.refit.record(), str(run.refit.path), recipe.search.seed
     remedy = f"delete {folder} to begin anew, or combine --from refit what is there"
-    faults = [
-        Fault(folder, f"{name}: was {before[name]} when the refit began and is {now} now", remedy)
-        for name, now in told.items()
-        if name in before and before[name] != now
-    ]
-    now = {task: winner.told(run) for task, winner in chosen.items()}
-    for task, winner in now.items():
-        was = before.get("tasks", {}).get(task, winner)
-        if was != winner:
-            problem = f"task {task!r} was made from {_named(was)}, and would be from {_named(winner)} now"
+    faults = []
+    if before.folds not in (0, folds):
+        problem = f"folds: was {before.folds} when the refit began and is {folds} now"
+        faults.append(Fault(folder, problem, remedy))
+    if before.seed not in (None, seed):
+        faults.append(Fault(folder, f"seed: was {before.seed} when the refit began and is {seed} now", remedy))
+    winners = {task: winner.record(run) for task, winner in chosen.items()}
+    for task, winner in winners.items():
+        was = before.tasks.get(task, winner)
+        if _identity(was) != _identity(winner):
+            problem = f"task {task!r} was made from {was}, and would be from {winner} now"
             faults.append(Fault(folder, problem, remedy))
     if faults:
         raise BadInput(faults)
-    return told | {"tasks": before.get("tasks", {}) | now}
+    return RefitRecord(folds=folds, seed=seed, tasks=before.tasks | winners)
 
 
-def _named(winner: dict[str, Any]) -> str:
-    return f"{winner['trial']}@{winner['epoch']} at {winner['config']['image_size']} pixels"
+def _identity(winner: WinnerRecord) -> dict[str, object]:
+    return winner.model_dump(exclude_unset=True)
 
 
-def _folds(shared: Shared, task: str, winner: Winner, count: int) -> Iterator[Fold]:
-    recipe, table, seed = shared.recipe, shared.table, shared.recipe.search.seed
+def _folds(context: RefitContext, recipe: Recipe, task: str, winner: Winner, count: int) -> Iterator[Fold]:
+    table, seed, config = context.table, recipe.search.seed, Config.model_validate(winner.card.config)
     assigned = assign(table, task, recipe.data, count, seed)
     for number in range(count):
-        folder, held_out = shared.run.refit.fold(task, number), assigned == number
+        folder, held_out = context.run.refit.fold(task, number), assigned == number
         trained_on = (assigned != NONE) & ~held_out
-        labels = labels_of(table, task, trained_on)
-        mean, std = shared.images.pixel_statistics(np.flatnonzero(trained_on))
+        mean, std = context.images.pixel_statistics(np.flatnonzero(trained_on))
         assignment = Assignment(
             folder=folder,
             task=task,
-            config=Config.model_validate(winner.card.config),
+            config=config,
             seed=derived_seed(seed, folder.name, number),
-            pos_weight=float((labels == 0).sum() / (labels == 1).sum()),
+            train_labels=chosen_labels(table, task, trained_on),
+            val_labels=chosen_labels(table, task, held_out),
             mean=mean,
             std=std,
+            stored_size=recipe.data.image_size,
+            channels=recipe.data.channels,
             epochs=winner.card.epoch,
-            metric="epoch",
+            max_epochs=recipe.search.max_epochs,
+            goal=recipe.tasks[task].threshold,
+            augment=config.augment(recipe.augment),
+            score_column="epoch",  # no epoch is chosen by what it gives on the images that are held out
             checkpoints=Checkpoints(every=recipe.checkpoints.every, keep=1),
         )
-        yield Fold(number, folder, assignment, trained_on, held_out)
+        yield Fold(number, folder, assignment)
 
 
 class _Trainers:
-    """Holds Ray Train's trainers, so that all their workers end with it."""
+    """Holds Ray Train's trainers in one actor, so that all their workers end with it."""
 
-    def fit(self, fold: Fold, shared: list[ray.ObjectRef], need: dict[str, float], workers: int, tries: int) -> str:
-        """Train one fold; why it failed, or nothing."""
+    def fit(
+        self, fold: Fold, context: list[ray.ObjectRef], need: cluster.Share, workers: int, max_failures: int
+    ) -> str:
+        """Train one fold; return why it failed, or ""."""
         trainer = TorchTrainer(
-            partial(train_fold, fold, shared[0]),
+            partial(train_fold, fold, context[0]),
             torch_config=TorchConfig(backend="gloo" if workers == 1 else None),  # NCCL would take a GPU's memory
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=need["GPU"] > 0, resources_per_worker=need),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=need.gpus > 0, resources_per_worker=need.amounts()
+            ),
             run_config=RunConfig(
                 name=fold.folder.name,
                 storage_path=str(fold.folder.path.parent),
-                failure_config=FailureConfig(max_failures=tries),
+                failure_config=FailureConfig(max_failures=max_failures),
             ),
         )
         try:
@@ -234,15 +236,21 @@ class _Trainers:
 
 
 def _train(
-    every: list[Fold], shared: Shared, need: dict[str, float], workers: int, at_once: int, console: Console
+    every: list[Fold],
+    context: RefitContext,
+    need: cluster.Share,
+    workers: int,
+    at_once: int,
+    max_failures: int,
+    console: Console,
 ) -> list[str]:
-    """All folds that are not done, so many at a time; returns which failed, and why."""
+    """Train all folds that are not complete, ``at_once`` at the same time; return which failed, and why."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    how = {"num_cpus": 0, "max_concurrency": at_once, "scheduling_strategy": here}
-    trainers = ray.remote(**how)(_Trainers).remote()
-    told, tries = ray.put(replace(shared, images=shared.images.for_trials())), shared.recipe.search.max_failures
+    options = {"num_cpus": 0, "max_concurrency": at_once, "scheduling_strategy": here}
+    trainers = ray.remote(**options)(_Trainers).remote()
+    shared = ray.put(replace(context, images=context.images.for_trials()))
     left = {
-        trainers.fit.remote(fold, [told], need, workers, tries): fold
+        trainers.fit.remote(fold, [shared], need, workers, max_failures): fold
         for fold in every
         if fold.folder.predictions() is None
     }
@@ -254,17 +262,17 @@ def _train(
             if reason := ray.get(done):
                 failed.append(f"{fold.folder.name}: {reason}")
             else:
-                _tell(fold, console)
+                _show(fold, console)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; run the same command again to go on where it was") from None
+        raise Interrupted("stopped; run the same command again to resume") from None
     except RayActorError as error:
-        raise RunFailed(f"{str(error).strip().splitlines()[0]}; run the same command again to go on") from None
+        raise RunFailed(f"{str(error).strip().splitlines()[0]}; run the same command again to resume") from None
     finally:
         ray.kill(trainers)
     return failed
 
 
-def _tell(fold: Fold, console: Console) -> None:
+def _show(fold: Fold, console: Console) -> None:
     table = fold.folder.predictions()
     assert table is not None
     precision = average_precision(table.label.to_numpy(), table.logit.to_numpy())
@@ -273,7 +281,8 @@ def _tell(fold: Fold, console: Console) -> None:
 
 
 def _gather(run: RunFolder, task: str, folds: int) -> None:
-    """Put the folds' predictions together, if all are there."""
-    parts = [run.refit.fold(task, number).predictions() for number in range(folds)]
-    if not any(part is None for part in parts):
-        run.refit.write_out_of_fold(task, pd.concat(parts))
+    """Write the predictions of all folds together, if every fold is complete."""
+    tables = [run.refit.fold(task, number).predictions() for number in range(folds)]
+    complete = [table for table in tables if table is not None]
+    if len(complete) == folds:
+        run.refit.write_out_of_fold(task, pd.concat(complete))

@@ -1,4 +1,4 @@
-"""A run folder as one page for people: what was searched, what won, what it is worth, where it errs."""
+"""A run folder as one web page: the trials, the winners, their scores and their mistakes."""
 
 from ovr_ray.reporting.page import report
 

@@ -1,8 +1,10 @@
-"""What a task's model decides: curves over thresholds, confusion matrices, reliability."""
+"""The decisions of a task's joint model: metrics with intervals, curves over thresholds, reliability."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -10,83 +12,137 @@ import plotly.graph_objects as go
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve
 
-PARTS = ("val", "test")
-COLORS = {"val": "#2a78d6", "test": "#d9822b"}
-BINS = 8
-"""Of the reliability diagram, with equally many images each."""
+from ovr_ray.choices import Split
+from ovr_ray.reporting.evaluation import Interval, TaskScore
 
-RATES = {"sensitivity": ("tp", "fn"), "specificity": ("tn", "fp"), "precision": ("tp", "fp"), "npv": ("tn", "fn")}
-"""Metrics that are shares: of the first count in both."""
+SPLIT_NAMES: Final[Mapping[Split, str]] = {"train": "training", "val": "validation", "test": "test"}
+"""Names of the splits on the page."""
+
+COLORS: Final[Mapping[Split, str]] = {"val": "#2a78d6", "test": "#d9822b"}
+"""Colours of the splits that a joint model is evaluated on."""
+
+BINS: Final = 8
+"""Number of bins in the reliability diagram; each has the same number of images."""
 
 
-def answers_of(predictions: pd.DataFrame, task: str, part: str) -> pd.DataFrame:
-    """The rows that count for a task in a part: ``filename, part, truth, probability``."""
-    rows = predictions[(predictions.part == part) & predictions[task].notna() & (predictions.error == "")]
+@dataclass(frozen=True)
+class Measure:
+    """The value of a metric, and its 95 % interval if it has one."""
+
+    value: float
+    interval: Interval | None = None
+
+
+def measures(score: TaskScore) -> dict[str, Measure]:
+    """Return the threshold and every metric of a score, by name.
+
+    Intervals of shares are Wilson's (1927). Those of F1 and average precision were bootstrapped by ``evaluate``.
+    """
+    return {
+        "threshold": Measure(score.threshold),
+        "prevalence": Measure(score.prevalence),
+        "sensitivity": Measure(score.sensitivity, _share_interval(score.tp, score.fn)),
+        "specificity": Measure(score.specificity, _share_interval(score.tn, score.fp)),
+        "precision": Measure(score.precision, _share_interval(score.tp, score.fp)),
+        "npv": Measure(score.npv, _share_interval(score.tn, score.fn)),
+        "fpr": Measure(score.fpr),
+        "fdr": Measure(score.fdr),
+        "fnr": Measure(score.fnr),
+        "accuracy": Measure(score.accuracy),
+        "f1": Measure(score.f1, score.f1_interval),
+        "mcc": Measure(score.mcc),
+        "average precision": Measure(score.average_precision, score.average_precision_interval),
+    }
+
+
+def _share_interval(hits: int, misses: int) -> Interval | None:
+    """Return the interval of ``hits`` in all; None if there are no images."""
+    return _wilson(hits, hits + misses) if hits + misses else None
+
+
+def _wilson(successes: int, trials: int) -> Interval:
+    found = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def answers_of(predictions: pd.DataFrame, task: str, split: Split) -> pd.DataFrame:
+    """Return the answers that count for a task in a split.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        See :class:`~ovr_ray.reporting.evaluation.Evaluation`.
+    task : str
+    split : Split
+
+    Returns
+    -------
+    DataFrame
+        ``filename``, ``split``, ``truth`` (0 or 1) and ``probability`` of every image that has a label and was read.
+    """
+    rows = predictions[(predictions.part == split) & predictions[task].notna() & (predictions.error == "")]
     return pd.DataFrame(
         {
             "filename": rows.filename,
-            "part": part,
+            "split": split,
             "truth": rows[task].astype(int),
             "probability": rows[f"{task}_probability"],
         }
     )
 
 
-def with_intervals(score: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """95 % intervals of what is uncertain: shares by Wilson (1927), F1 and average precision by bootstrap."""
-    intervals = {name: tuple(score[f"{name}_interval"]) for name in ("f1", "average_precision")}
-    for name, (hit, miss) in RATES.items():
-        if score[hit] + score[miss]:
-            intervals[name] = _wilson(score[hit], score[hit] + score[miss])
-    return intervals
-
-
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
-    found = binomtest(successes, trials).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def precision_recall(parts: dict[str, pd.DataFrame], scores: dict[str, dict[str, Any]]) -> go.Figure:
-    """Precision over recall; the dots are the chosen threshold's."""
+def precision_recall(answers: Mapping[Split, pd.DataFrame], scores: Mapping[Split, TaskScore]) -> go.Figure:
+    """Return precision over recall; a dot marks the chosen threshold."""
     figure = go.Figure()
-    for part, answers in parts.items():
-        precision, recall, _ = precision_recall_curve(answers.truth, answers.probability)
-        line = {"color": COLORS[part], "shape": "hv"}
-        figure.add_scatter(x=recall, y=precision, mode="lines", name=part, line=line)
-        score = scores[part]
-        dot = {"color": COLORS[part], "size": 11, "line": {"width": 2, "color": "#888"}}
-        told = f"{part} at {score['threshold']:.3f}"
-        x, y = [score["sensitivity"]], [score["precision"]]
-        figure.add_scatter(x=x, y=y, mode="markers", name=told, marker=dot, showlegend=False)
+    for split, own in answers.items():
+        name, color, score = SPLIT_NAMES[split], COLORS[split], scores[split]
+        precision, recall, _ = precision_recall_curve(own.truth, own.probability)
+        line = {"color": color, "shape": "hv"}
+        figure.add_scatter(x=recall, y=precision, mode="lines", name=name, line=line)
+        figure.add_scatter(
+            x=[score.sensitivity],
+            y=[score.precision],
+            mode="markers",
+            name=f"{name} at {score.threshold:.3f}",
+            marker={"color": color, "size": 11, "line": {"width": 2, "color": "#888"}},
+            showlegend=False,
+        )
     figure.update_xaxes(title="recall (sensitivity)", range=[0, 1.02])
     return figure.update_yaxes(title="precision", range=[0, 1.02])
 
 
-def threshold_f1(parts: dict[str, pd.DataFrame], threshold: float) -> go.Figure:
-    """F1 over the threshold; the line is the chosen one."""
+def threshold_f1(answers: Mapping[Split, pd.DataFrame], threshold: float) -> go.Figure:
+    """Return F1 over the threshold; a line marks the chosen threshold."""
     figure = go.Figure()
-    for part, answers in parts.items():
-        precision, recall, thresholds = precision_recall_curve(answers.truth, answers.probability)
+    for split, own in answers.items():
+        precision, recall, thresholds = precision_recall_curve(own.truth, own.probability)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-        figure.add_scatter(x=thresholds, y=f1[:-1], mode="lines", name=part, line={"color": COLORS[part]})
+        line = {"color": COLORS[split]}
+        figure.add_scatter(x=thresholds, y=f1[:-1], mode="lines", name=SPLIT_NAMES[split], line=line)
     figure.add_vline(threshold, line={"dash": "dash", "width": 1.5})
     figure.update_xaxes(title="threshold", range=[0, 1])
     return figure.update_yaxes(title="F1", range=[0, 1.02])
 
 
-def reliability(parts: dict[str, pd.DataFrame]) -> go.Figure:
-    """Share of positives over the predicted probability, in bins of equally many images, with 95 % intervals."""
+def reliability(answers: Mapping[Split, pd.DataFrame]) -> go.Figure:
+    """Return the share of positives over the predicted probability, with 95 % intervals (Wilson, 1927)."""
     figure = go.Figure()
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"dash": "dot", "color": "#888"})
-    for part, answers in parts.items():
-        bins = pd.qcut(answers.probability.rank(method="first"), min(BINS, len(answers)), labels=False)
-        grouped = answers.groupby(bins)
+    for split, own in answers.items():
+        bins = pd.qcut(own.probability.rank(method="first"), min(BINS, len(own)), labels=False)
+        grouped = own.groupby(bins)
         positives, images = grouped.truth.sum(), grouped.truth.size()
         share = positives / images
         ends = np.array([_wilson(int(k), int(n)) for k, n in zip(positives, images, strict=True)])
         bars = {"type": "data", "symmetric": False, "array": ends[:, 1] - share, "arrayminus": share - ends[:, 0]}
-        told = {"name": part, "mode": "lines+markers", "line": {"color": COLORS[part]}}
-        figure.add_scatter(x=grouped.probability.mean(), y=share, error_y=bars | {"width": 2, "thickness": 1}, **told)
+        figure.add_scatter(
+            x=grouped.probability.mean(),
+            y=share,
+            error_y=bars | {"width": 2, "thickness": 1},
+            mode="lines+markers",
+            name=SPLIT_NAMES[split],
+            line={"color": COLORS[split]},
+        )
     figure.update_layout(legend={"y": 1})
     figure.update_xaxes(title="predicted probability", range=[0, 1.02])
     return figure.update_yaxes(title="share of positives", range=[0, 1.02])

@@ -1,56 +1,88 @@
-"""Images that a task's model gets wrong, and labels that look wrong, as pictures."""
+"""Pictures of images that a task's joint model decides wrongly, and of labels that look wrong."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
+from ovr_ray.choices import Split
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint import Winner
 from ovr_ray.model import class_activation, load_sub_model
 from ovr_ray.recipe import Data
 
-SHOWN = 8
-"""Pictures of a kind."""
+SHOWN: Final = 8
+"""Number of pictures of each kind."""
 
-SIDE = 224
-"""Pixels of a picture's longer side, at most."""
+SIDE: Final = 224
+"""Length of a picture's longer side, in pixels, at most."""
 
-OVERLAY = (255, 72, 0)
-"""Colour of what speaks for the label; the more, the more opaque."""
+OVERLAY: Final = (255, 72, 0)
+"""Colour of the evidence for the label; more evidence is more opaque."""
+
+Mistake = Literal["false positives", "false negatives"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The label of one image, and the joint model's answer.
+
+    Attributes
+    ----------
+    filename : str
+    split : Split
+    truth : int
+        The label, 0 or 1.
+    probability : float
+    """
+
+    filename: str
+    split: Split
+    truth: int
+    probability: float
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as the page shows it; the two URIs are data."""
+    """One image on the page.
 
-    filename: str
-    part: str
-    truth: int
-    probability: float
+    Attributes
+    ----------
+    answer : Answer
+    image : str
+        JPEG as a data URI.
+    overlay : str
+        The evidence for the label, as the data URI of a transparent PNG; empty if there is no overlay.
+    """
+
+    answer: Answer
     image: str
     overlay: str
 
 
-def worst(answers: pd.DataFrame, threshold: float) -> dict[str, tuple[pd.DataFrame, int]]:
-    """The most confident false positives and false negatives, and how many there are of each."""
-    decided = answers.probability >= np.float32(threshold)
-    false_positives = answers[decided & (answers.truth == 0)].sort_values("probability", ascending=False)
-    false_negatives = answers[~decided & (answers.truth == 1)].sort_values("probability")
-    kinds = {"false positives": false_positives, "false negatives": false_negatives}
-    return {kind: (rows.head(SHOWN), len(rows)) for kind, rows in kinds.items()}
+def mistakes(answers: pd.DataFrame, threshold: float) -> dict[Mistake, pd.DataFrame]:
+    """Return the rows that are decided wrongly, by kind, the most confident mistake first."""
+    decided = answers.probability.astype(np.float32) >= np.float32(threshold)
+    false_positives = answers[decided & (answers.truth == 0)]
+    false_negatives = answers[~decided & (answers.truth == 1)]
+    return {
+        "false positives": false_positives.sort_values("probability", ascending=False),
+        "false negatives": false_negatives.sort_values("probability"),
+    }
 
 
 def contradicted(answers: pd.DataFrame) -> pd.DataFrame:
-    """Labels that look wrong, the most doubtful first: confident learning (Northcutt, Jiang and Chuang, JAIR 2021).
+    """Return the rows whose labels look wrong, the most doubtful first.
 
-    An image is one whose probability of the other class is at least the mean one among that class's own images.
+    By confident learning (Northcutt, Jiang and Chuang, JAIR 2021), a label looks wrong if the probability of the other
+    class is at least its mean over the images that have that class as their label.
     """
     means = answers.groupby("truth").probability.mean()
     if len(means) < 2:
@@ -61,20 +93,31 @@ def contradicted(answers: pd.DataFrame) -> pd.DataFrame:
     return answers.assign(doubt=doubt)[looks_positive | looks_negative].sort_values("doubt", ascending=False)
 
 
-def pictures(rows: pd.DataFrame, data: Data, winner: Winner | None) -> list[Picture]:
-    """The rows' images, with an overlay where the winner's checkpoint is still there; unreadable ones are left out."""
+def listed_answers(rows: pd.DataFrame) -> list[Answer]:
+    """Return rows of :func:`~ovr_ray.reporting.decisions.answers_of` as a list."""
+    columns = zip(rows.filename, rows.split, rows.truth, rows.probability, strict=True)
+    return [Answer(filename, split, int(truth), float(p)) for filename, split, truth, p in columns]
+
+
+def pictures(answers: list[Answer], data: Data, winner: Winner | None) -> list[Picture]:
+    """Return pictures of the images that can be read.
+
+    Parameters
+    ----------
+    answers : list of Answer
+    data : Data
+    winner : Winner, optional
+        If given, its sub-model's evidence for the label is drawn over the pictures.
+    """
     shown, images = [], []
-    for row in rows.to_dict("records"):
+    for answer in answers:
         try:
-            images.append(read_image(f"{data.images}/{row['filename']}", data.color))
+            images.append(read_image(f"{data.images}/{answer.filename}", data.color))
         except BadImage:
-            continue  # gone since the search; the table of labels still names it
-        shown.append(row)
+            continue  # it was deleted after the evaluation
+        shown.append(answer)
     overlays = _overlays(images, winner) if winner and images else [""] * len(images)
-    return [
-        Picture(row["filename"], row["part"], row["truth"], row["probability"], _jpeg(image), overlay)
-        for row, image, overlay in zip(shown, images, overlays, strict=True)
-    ]
+    return [Picture(answer, _jpeg(i), overlay) for answer, i, overlay in zip(shown, images, overlays, strict=True)]
 
 
 def _overlays(images: list[np.ndarray], winner: Winner) -> list[str]:
@@ -96,7 +139,7 @@ def _jpeg(image: np.ndarray) -> str:
     return _uri(picture, "JPEG")
 
 
-def _uri(picture: Image.Image, form: str) -> str:
+def _uri(picture: Image.Image, form: Literal["JPEG", "PNG"]) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, form, quality=85)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,39 +6,38 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final
 
 import pandas as pd
 from upath import UPath
 
+from ovr_ray.choices import TableFormat
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import progress
-from ovr_ray.results.predict import Model, in_turn
+from ovr_ray.results.predict import SavedModel, in_turn
 from ovr_ray.results.worker import answer
-from ovr_ray.run_folder import refresh, write_whole
+from ovr_ray.storage import refresh, write_whole
 
-Format = Literal["csv", "parquet"]
+PART: Final = 2048
+"""Images per part: this many are predicted again after an interruption."""
 
-PART = 2048
-"""Images of a part: what is lost, and done again, when a prediction is interrupted."""
-
-FINGERPRINT = "_predictions.json"
-"""What the parts are of; readers of folders full of Parquet skip names that begin with ``_``."""
+FINGERPRINT: Final = "_predictions.json"
+"""File that identifies the parts' model and images; readers of Parquet folders skip names that begin with ``_``."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a prediction in parts left behind.
+    """The result of a prediction in parts.
 
     Attributes
     ----------
     folder : UPath
     files : list of UPath
-        The parts, in the images' order.
+        The parts, in the order of the images.
     images, unreadable : int
-        Predicted by this call, and those of them that could not be read.
+        Number of images that this call predicted, and how many of them could not be read.
     already : int
-        Images of parts that were there.
+        Number of images in parts that already existed.
     """
 
     folder: UPath
@@ -49,27 +48,27 @@ class Parts:
 
 
 def predict_parts(
-    model: Model,
+    model: SavedModel,
     images: pd.DataFrame,
     output: str,
-    form: Format = "parquet",
+    form: TableFormat = "parquet",
     part_size: int = PART,
     workers: int | None = None,
 ) -> Parts:
-    """Predict into a folder, or go on where an earlier call with the same arguments was interrupted.
+    """Predict into a folder, or resume an interrupted call with the same arguments.
 
     Parameters
     ----------
-    model : Model
+    model : SavedModel
     images : DataFrame
-        As :func:`ovr_ray.results.find_images` gives it.
+        The result of :func:`ovr_ray.results.find_images`.
     output : str
-        Path or URI of the folder, which all nodes see. Its tables are those of :func:`ovr_ray.results.predict`.
+        Path or URI of a folder that all nodes see. A part has the columns of :func:`ovr_ray.results.predict`.
     form : {"parquet", "csv"}
     part_size : int
-        Images a part.
+        Images per part.
     workers : int, optional
-        At most so many processes; default: one a GPU, or one a CPU where there is none.
+        Largest number of processes; default: one per GPU, or one per CPU if there is no GPU.
 
     Returns
     -------
@@ -78,7 +77,7 @@ def predict_parts(
     Raises
     ------
     BadInput
-        If the folder holds parts of something else, says what differs; or if a node does not see it.
+        If the folder holds parts of another model or of other images (says what differs), or if a node does not see it.
     """
     folder = UPath(output).absolute()
     refresh(folder)
@@ -109,7 +108,7 @@ def _answer_into(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, file: UPath) -> None:
-    """Write predictions whole, as CSV or Parquet by the file's suffix."""
+    """Write predictions, as CSV or Parquet by the file's suffix."""
     if file.suffix == ".csv":
         write_whole(file, table.to_csv(sep=";", index=False))
     else:
@@ -118,16 +117,16 @@ def write_table(table: pd.DataFrame, file: UPath) -> None:
         write_whole(file, buffer.getvalue())
 
 
-def _fingerprint(model: Model, images: pd.DataFrame, form: Format, part_size: int) -> dict[str, Any]:
+def _fingerprint(model: SavedModel, images: pd.DataFrame, form: TableFormat, part_size: int) -> dict[str, Any]:
     names = hashlib.sha256()
     for pair in images[["filename", "path"]].itertuples(index=False):
         names.update(json.dumps(pair).encode())
-    told = {"images": len(images), "names": names.hexdigest()[:16], "part_size": part_size, "format": form}
-    return {"model": model.digest[:16], **told}
+    digests = {"model": model.digest[:16], "images": len(images), "names": names.hexdigest()[:16]}
+    return {**digests, "part_size": part_size, "format": form}
 
 
 def _begin(folder: UPath, fingerprint: dict[str, Any]) -> None:
-    """Write what the parts will be of, or find the same there."""
+    """Write the fingerprint of the parts, or compare it with the one that exists."""
     file = folder / FINGERPRINT
     if file.exists():
         _refuse_differences(folder, json.loads(file.read_text()), fingerprint)

@@ -8,7 +8,11 @@ from ovr_ray.run.folder import (
     RefitFolder,
     RunFolder,
     TrialFolder,
+    joint_model_in,
+    metrics_beside,
+    predictions_beside,
     trial_name,
+    write_winners,
 )
 from ovr_ray.run.records import (
     CalibrationRecord,
@@ -39,5 +43,9 @@ __all__ = [
     "TrialFolder",
     "TrialRecord",
     "WinnerRecord",
+    "joint_model_in",
+    "metrics_beside",
+    "predictions_beside",
     "trial_name",
+    "write_winners",
 ]

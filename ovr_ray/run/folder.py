@@ -30,6 +30,8 @@ CHANGEABLE: Final = re.compile(
 )
 """Recipe fields that may differ between a run and its resumption."""
 
+GO_BACK: Final = "give the recipe another name, or go back to what it was"
+
 _RECIPE, _SPLIT, _TRIALS, _TRIAL, _EPOCHS = "recipe.yaml", "split.csv", "trials", "trial.json", "epochs.csv"
 _ABSENT, _MADE_WITH = "absent", "made_with"
 _WINNERS = TypeAdapter(dict[str, WinnerRecord])
@@ -207,7 +209,7 @@ class RunFolder:
         return TrialFolder(self.trials_path / trial_name(task, number))
 
     def trials(self, tasks: Iterable[str] | None = None) -> list[FoundTrial]:
-        """Return all trials with a record, by name: one listing, and each record read once, side by side.
+        """Return all trials with a record, by task and number: one listing, and each record read once, side by side.
 
         Parameters
         ----------
@@ -218,16 +220,17 @@ class RunFolder:
         for name, size in listed(self.trials_path).items():
             folder, _, rest = name.partition("/")
             files[folder][rest] = size
-        names = sorted(name for name, inside in files.items() if _TRIAL in inside)
+        names = [name for name, inside in files.items() if _TRIAL in inside]
         if tasks is not None:
             wanted = set(tasks)
             names = [name for name in names if name.rpartition("-")[0] in wanted]
         folders = [TrialFolder(self.trials_path / name) for name in names]
         records = side_by_side(TrialFolder.record, folders)
-        return [
+        found = [
             FoundTrial(folder, record, _checkpoints(folder.path, files[folder.name]))
             for folder, record in zip(folders, records, strict=True)
         ]
+        return sorted(found, key=lambda trial: (trial.record.task, trial.record.number))
 
     @property
     def is_begun(self) -> bool:
@@ -236,13 +239,18 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """Read the recipe as it was run, with absolute paths."""
-        plain = self._read_recipe()
-        plain.pop(_MADE_WITH, None)
-        return parse(plain, str(self.path / _RECIPE))
+        return self.read()[0]
 
     def made_with(self) -> MadeWith:
         """Read the versions and the data's fingerprint that the search began with."""
-        return MadeWith.model_validate(self._read_recipe().get(_MADE_WITH, {}))
+        return self.read()[1]
+
+    def read(self) -> tuple[Recipe, MadeWith]:
+        """Read ``recipe.yaml`` once: the recipe as it was run, and what the search began with."""
+        file = self.path / _RECIPE
+        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+        made_with = MadeWith.model_validate(plain.pop(_MADE_WITH, {}))
+        return parse(plain, str(file)), made_with
 
     def split(self) -> pd.DataFrame:
         """Read ``split.csv``: filename, and part (train, val or test)."""
@@ -262,8 +270,13 @@ class RunFolder:
             If they differ; names every difference.
         """
         if self.is_begun:
-            self._refuse_changes(recipe, data_fingerprint)
-            made_with = self.made_with()
+            before, made_with = self.read()
+            faults = list(_changes(before, recipe))
+            if made_with.data_fingerprint != data_fingerprint:
+                problem = f"the labels or their split are not those that run {recipe.name!r} began with"
+                faults.append(Fault(recipe.data.labels, problem, GO_BACK))
+            if faults:
+                raise BadInput(faults)
         else:
             packages = ("torch", "torchvision", "ray", "optuna")
             versions = {"ovr-ray": __version__} | {name: version(name) for name in packages}
@@ -273,22 +286,13 @@ class RunFolder:
         write_whole(self.path / _RECIPE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         write_whole(self.path / _SPLIT, split.to_csv(sep=";", index=False))
 
-    def _read_recipe(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / _RECIPE).read_text(encoding="utf-8"))
 
-    def _refuse_changes(self, recipe: Recipe, data_fingerprint: str) -> None:
-        remedy = "give the recipe another name, or go back to what it was"
-        old, new = _flat(self.recipe().dump()), _flat(recipe.resolved().dump())
-        faults = [
-            Fault(key, f"was {before!r} when run {recipe.name!r} began and is {now!r} now", remedy)
-            for key in dict.fromkeys([*old, *new])
-            if (before := old.get(key, _ABSENT)) != (now := new.get(key, _ABSENT)) and not CHANGEABLE.fullmatch(key)
-        ]
-        if self.made_with().data_fingerprint != data_fingerprint:
-            problem = f"the labels or their split are not those that run {recipe.name!r} began with"
-            faults.append(Fault(recipe.data.labels, problem, remedy))
-        if faults:
-            raise BadInput(faults)
+def _changes(before: Recipe, recipe: Recipe) -> Iterator[Fault]:
+    old, new = _flat(before.dump()), _flat(recipe.resolved().dump())
+    for key in dict.fromkeys([*old, *new]):
+        was, now = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if was != now and not CHANGEABLE.fullmatch(key):
+            yield Fault(key, f"was {was!r} when run {recipe.name!r} began and is {now!r} now", GO_BACK)
 
 
 def joint_model_in(folder: UPath) -> UPath:

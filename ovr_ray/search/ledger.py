@@ -1,59 +1,87 @@
-"""What every task has done and has still to do: one truth for the searcher, the scheduler and the live table.
+"""The bookkeeping of a search: which trials of every task have ended, run, or are left.
 
-The ledger lives in the run folder: a trial's record is written before it starts and when it ends. A search that was
-killed is rebuilt from these records and the epochs beside them, so nothing depends on Ray's own snapshots.
+It is the only state of a search, shared by the searcher, the scheduler and the live table. A trial's record is written
+before it starts and when it ends. A search that was killed is rebuilt from these records and the epochs beside them;
+nothing depends on Ray's own snapshots.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import get_args
 
 import pandas as pd
 
 from ovr_ray.errors import OvrRayError, RunFailed
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run_folder import RunFolder, Status, TrialFolder
-from ovr_ray.search.clock import Clock
+from ovr_ray.run import Clock, RunFolder, Status, TrialFolder, TrialRecord
+from ovr_ray.search.messages import TrialKey
+from ovr_ray.storage import side_by_side
 
 
 @dataclass
 class Trial:
-    """One trial, as the driver knows it."""
+    """One trial, as the driver knows it.
+
+    Attributes
+    ----------
+    task : str
+    number : int
+    config : Config
+    folder : TrialFolder
+    status : Status
+    reason : str
+        Why it diverged, failed, or crashed the last time.
+    failures : int
+        How many times it crashed, over all sessions.
+    live : bool
+        Whether it runs now.
+    scores : dict of int to float
+        Epoch -> score, of the epochs so far.
+    recorded : Status or None
+        The status in its record on disk.
+    """
 
     task: str
     number: int
     config: Config
     folder: TrialFolder
-    status: Status = "unfinished"
+    status: Status = Status.UNFINISHED
     reason: str = ""
     failures: int = 0
-    """How often it crashed, over all sessions."""
     live: bool = False
     scores: dict[int, float] = field(default_factory=dict)
-    """Epoch -> score, so far."""
+    recorded: Status | None = None
 
     @property
     def best(self) -> float | None:
-        """Its best epoch's score."""
+        """The score of its best epoch."""
         return max(self.scores.values(), default=None)
 
     @property
     def epoch(self) -> int:
-        """The last one that is known; 0 before the first."""
+        """The last epoch that is known; 0 before the first."""
         return max(self.scores, default=0)
 
     def note(self, epoch: int, score: float) -> None:
-        """An epoch's score; what was known of it and of later ones is forgotten."""
+        """Add the score of an epoch; scores of this and later epochs that were known before are dropped."""
         self.scores = {known: s for known, s in self.scores.items() if known < epoch} | {epoch: score}
 
     def save(self) -> None:
         """Write its record."""
-        record = {"task": self.task, "number": self.number, "status": self.status, "reason": self.reason}
-        self.folder.write_record(record | {"failures": self.failures, "config": self.config.model_dump(mode="json")})
+        self.folder.write_record(
+            TrialRecord(
+                task=self.task,
+                number=self.number,
+                status=self.status,
+                reason=self.reason,
+                failures=self.failures,
+                config=self.config,
+            )
+        )
+        self.recorded = self.status
 
 
 class Ledger:
@@ -64,30 +92,43 @@ class Ledger:
     run : RunFolder
     recipe : Recipe
     tasks : collection of str
-        Those that get turns now; the others keep what they have.
+        The tasks that get turns now; the others keep their budget for another time.
+
+    Attributes
+    ----------
+    refusal : OvrRayError or None
+        Why no trial can continue, if a trial has found such a reason.
+    trials : dict of str to list of Trial
+        Task -> its trials, by number.
     """
 
     def __init__(self, run: RunFolder, recipe: Recipe, tasks: Collection[str]) -> None:
         self.recipe, self.tasks = recipe, [name for name in recipe.tasks if name in tasks]
-        self.metric = f"val_{recipe.search.metric}"
+        self.score_column = recipe.search.score_column
         self.run = run
-        self.clock = Clock(run)
+        self.clock = Clock(run.clock)
         self.refusal: OvrRayError | None = None
-        """Why no trial can go on, found by one of them."""
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
-        for folder in run.trials():
-            self._recall(folder)
+        found = run.trials()
+        for trial, epochs in zip(found, side_by_side(lambda t: t.folder.epochs(), found), strict=True):
+            self._recall(trial.folder, trial.record, epochs)
 
-    def _recall(self, folder: TrialFolder) -> None:
-        record = folder.record()
-        config = Config.model_validate(record["config"])
-        known = (record["status"], record["reason"], record.get("failures", 0))
-        trial = Trial(record["task"], record["number"], config, folder, *known)
-        epochs = folder.epochs()
-        trial.scores = dict(zip(epochs["epoch"], epochs[self.metric], strict=True)) if len(epochs) else {}
-        if trial.status == "unfinished" and trial.epoch >= self.recipe.search.max_epochs:
-            trial.status = "finished"
+    def _recall(self, folder: TrialFolder, record: TrialRecord, epochs: pd.DataFrame) -> None:
+        known = (record.status, record.reason, record.failures)
+        trial = Trial(record.task, record.number, record.config, folder, *known, recorded=record.status)
+        trial.scores = dict(zip(epochs["epoch"], epochs[self.score_column], strict=True)) if len(epochs) else {}
+        if trial.status == Status.UNFINISHED and trial.epoch >= self.recipe.search.max_epochs:
+            trial.status = Status.FINISHED
         self.trials[trial.task].append(trial)
+
+    def trial(self, key: TrialKey) -> Trial:
+        """Return one trial."""
+        return self.trials[key.task][key.number]
+
+    def every(self) -> Iterator[Trial]:
+        """Yield the trials of all tasks."""
+        for trials in self.trials.values():
+            yield from trials
 
     @property
     def out_of_time(self) -> bool:
@@ -96,46 +137,52 @@ class Ledger:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the time budget; None: no limit."""
+        """What is left of the time budget, in seconds; None: no limit."""
         budget = self.recipe.search.time_budget
         return None if budget is None else max(0.0, budget - self.clock.seconds)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing may go on now, whatever is left."""
+        """Whether no trial may start or continue, even if some are left."""
         return self.out_of_time or self.refusal is not None
 
     def counts(self) -> pd.DataFrame:
-        """How far every task is: trials by status, its budget and its best score, by task name."""
+        """Return the progress of every task.
+
+        Returns
+        -------
+        DataFrame
+            One row per task: ``budget``; ``begun``; ``running``; the number of trials in each other status, by its
+            name; ``best``, the best score (NaN before the first).
+        """
         rows: dict[str, dict[str, float]] = {}
         for task, trials in self.trials.items():
-            count = Counter("running" if trial.live else trial.status for trial in trials)
+            count = Counter("running" if trial.live else trial.status.value for trial in trials)
             best = max((trial.best for trial in trials if trial.best is not None), default=math.nan)
-            columns = ("running", *get_args(Status))
             rows[task] = {"budget": self.recipe.tasks[task].trials, "begun": len(trials)}
-            rows[task] |= {name: count[name] for name in columns} | {"best": best}
+            rows[task] |= {name: count[name] for name in ("running", *map(str, Status))} | {"best": best}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def live(self, task: str) -> int:
-        """How many of a task's trials run now."""
+        """Return how many trials of a task run now."""
         return sum(trial.live for trial in self.trials[task])
 
     def unstarted(self, task: str) -> Trial | None:
-        """A trial that an earlier session left unfinished, and that does not run."""
-        return next((t for t in self.trials[task] if t.status == "unfinished" and not t.live), None)
+        """Return a trial that an earlier session left unfinished, and that does not run; None if there is none."""
+        return next((t for t in self.trials[task] if t.status == Status.UNFINISHED and not t.live), None)
 
     def left(self, task: str) -> int:
-        """How many of a task's trials still have to start, or to start again."""
-        done_or_live = sum(trial.live or trial.status != "unfinished" for trial in self.trials[task])
+        """Return how many trials of a task still have to start, or to start again."""
+        done_or_live = sum(trial.live or trial.status != Status.UNFINISHED for trial in self.trials[task])
         return max(0, self.recipe.tasks[task].trials - done_or_live)
 
     def next_task(self) -> str | None:
-        """Whose turn it is: of the tasks with trials left, the one with the fewest running; None if none is left."""
+        """Return the task whose turn it is: the one with the fewest running trials; None if no task has trials left."""
         waiting = [task for task in self.tasks if self.left(task)]
         return min(waiting, key=lambda task: (self.live(task), -self.left(task)), default=None)
 
     def begin(self, task: str, config: Config) -> Trial:
-        """A new trial, its record on disk; if the disk is full, there is a :attr:`refusal`."""
+        """Add a trial and write its record; if the disk is full, :attr:`refusal` is set."""
         number = len(self.trials[task])
         trial = Trial(task, number, config, self.run.trial(task, number))
         self._save(trial)
@@ -143,67 +190,62 @@ class Ledger:
         return trial
 
     def end(self, trial: Trial, status: Status, reason: str = "") -> None:
-        """Record how a trial ended; ``unfinished`` leaves it to a later session."""
+        """Record how a trial ended; an unfinished one is left to a later session."""
         trial.status, trial.reason, trial.live = status, reason, False
         self._save(trial)
 
     def _save(self, trial: Trial) -> None:
         try:
             trial.save()
-        except OSError as error:  # Tune would take it for the trial's failure
+        except OSError as error:  # Tune would take it for a failure of the trial
             self.refuse_storage(f"{error.filename or trial.folder.path}: {error.strerror or error}")
 
     def refuse_storage(self, problem: str) -> None:
-        """End the search: nothing more can be written."""
+        """End the search, because nothing more can be written."""
         self.refusal = RunFailed(f"storage: {problem}; make room there, and run this again: it goes on")
 
     def crash(self, trial: Trial, reason: str, its_own: bool = True) -> None:
-        """Leave a crashed trial to be tried again, or record that it crashed once too often.
+        """Leave a crashed trial to be started again, or record that it crashed too often.
 
         Parameters
         ----------
         trial : Trial
         reason : str
         its_own : bool
-            Without it the crash does not count: its machine was taken away.
+            Whether the crash counts; it does not if the trial's machine was lost.
         """
         trial.failures += its_own
         is_over = trial.failures > self.recipe.search.max_failures
-        self.end(trial, "failed" if is_over else "unfinished", reason)
+        self.end(trial, Status.FAILED if is_over else Status.UNFINISHED, reason)
 
     def rest(self) -> None:
-        """Nothing runs any more."""
-        for trials in self.trials.values():
-            for trial in trials:
-                trial.live = False
+        """Mark all trials as not running."""
+        for trial in self.every():
+            trial.live = False
 
     def settle(self) -> None:
-        """Record the ends of trials that a killed search could no longer record."""
-        for trials in self.trials.values():
-            for trial in trials:
-                if trial.status != trial.folder.record()["status"]:
-                    trial.save()
+        """Record the ends of trials that a killed search could not record."""
+        for trial in self.every():
+            if trial.status != trial.recorded:
+                trial.save()
 
     def complete(self) -> bool:
         """Whether every trial of the tasks at hand has ended."""
         return not any(self.left(task) or self.live(task) for task in self.tasks)
 
     def lost_tasks(self) -> list[str]:
-        """For every task at hand whose trials have all failed or diverged: its name, and why they did."""
+        """Return a message for every task at hand whose trials have all failed or diverged, with the reasons."""
         lost = []
         for task in self.tasks:
             trials = self.trials[task]
-            if trials and all(trial.status in ("failed", "diverged") for trial in trials):
+            if trials and all(trial.status.is_lost for trial in trials):
                 reasons = "".join(f"\n    {trial.folder.name}: {trial.status}: {trial.reason}" for trial in trials)
                 lost.append(f"every trial of task {task!r} failed:{reasons}")
         return lost
 
     def history(self) -> pd.DataFrame:
-        """Every recorded epoch of every trial, in the order in which they were reached."""
-        epochs = [
-            trial.folder.epochs().assign(task=trial.task, number=trial.number)
-            for trials in self.trials.values()
-            for trial in trials
-            if trial.scores
-        ]
+        """Read every recorded epoch of every trial, with ``task`` and ``number``, in the order of their times."""
+        scored = [trial for trial in self.every() if trial.scores]
+        tables = side_by_side(lambda trial: trial.folder.epochs(), scored)
+        epochs = [t.assign(task=trial.task, number=trial.number) for trial, t in zip(scored, tables, strict=True)]
         return pd.concat(epochs).sort_values("time", kind="stable") if epochs else pd.DataFrame()

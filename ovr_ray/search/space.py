@@ -1,4 +1,4 @@
-"""A task's space as an Optuna search domain, and back to a config."""
+"""Convert a task's search space to Optuna's, and its draws to configs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ovr_ray.recipe import Choice, Config, Domain, LogUniform, RandInt, Task
 
 
 class TaskSpace:
-    """What a task's search may vary.
+    """The search space of a task.
 
     Choices are searched by their place in the list, because Optuna compares categories and a staged schedule is a
     mapping.
@@ -20,7 +20,7 @@ class TaskSpace:
     ----------
     task : Task
     image_size : int
-        Of trials that say nothing else.
+        Image size of trials whose config gives none.
     """
 
     def __init__(self, task: Task, image_size: int) -> None:
@@ -29,15 +29,15 @@ class TaskSpace:
         self._fixed |= {"weights": None} if "weights" in task.fixed() and task.fixed()["weights"] is None else {}
         self._default = task.default
         self.has_default = bool(task.default.model_fields_set)
-        """Whether the recipe says what the first trial is."""
+        """Whether the recipe gives the config of the first trial."""
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """What Optuna draws from."""
+        """The distributions that Optuna draws from, by field."""
         return {name: _distribution(domain) for name, domain in self._domains.items()}
 
     def first(self) -> Config:
-        """The first trial: the recipe's defaults, or what is nearest to them where the space leaves them out."""
+        """Return the config of the first trial: the default, or the middle of the domain where that excludes it."""
         varied = {}
         for name, domain in self._domains.items():
             default = getattr(self._default, name)
@@ -45,11 +45,11 @@ class TaskSpace:
         return Config(**self._fixed | varied)
 
     def outside(self, config: Config) -> list[str]:
-        """The varied fields of which this space could not draw the value that a config has."""
+        """Return the varied fields whose value in this config lies outside of the space."""
         return [name for name, domain in self._domains.items() if getattr(config, name) not in domain]
 
     def config(self, drawn: dict[str, Any]) -> Config:
-        """The config that Optuna's parameters stand for."""
+        """Return the config of Optuna's parameters."""
         varied = {
             name: domain.choice[drawn[name]] if isinstance(domain, Choice) else drawn[name]
             for name, domain in self._domains.items()
@@ -57,7 +57,7 @@ class TaskSpace:
         return Config(**self._fixed | varied)
 
     def parameters(self, config: Config) -> dict[str, Any]:
-        """Optuna's parameters for a config whose varied fields lie in this space; the inverse of :meth:`config`."""
+        """Return Optuna's parameters of a config that lies in this space; the inverse of :meth:`config`."""
         values = {name: getattr(config, name) for name in self._domains}
         return {
             name: domain.choice.index(values[name]) if isinstance(domain, Choice) else values[name]

@@ -1,4 +1,8 @@
-"""Every trial also in MLflow or Weights & Biases, by Ray's own callbacks; where they lie, their own variables say."""
+"""Trackers: services that also get every trial's config and epochs.
+
+MLflow and Weights & Biases are built in, by Ray's own callbacks; their own environment variables say where they are. An
+installed package adds a tracker by an entry point of the group ``ovr_ray.trackers`` that names a :class:`Tracker`.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +10,76 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback
-from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
 from rich.console import Console
 
+from ovr_ray import plugins, ray_quirks
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe import Recipe, Tracker
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.recipe import BUILT_IN_TRACKERS, Recipe
+from ovr_ray.run import RunFolder
+from ovr_ray.search.messages import epoch_of
 
-UPLOAD_WITHIN = 300
-"""Seconds that the end of a search waits for what Weights & Biases has still to send."""
+UPLOAD_WITHIN: Final = 300
+"""Seconds that the end of a search waits for uploads to Weights & Biases."""
 
-MLFLOW_TRIES = "3"
-"""MLflow's default of 7 would hold up the whole search for minutes when its server is gone."""
+MLFLOW_TRIES: Final = "3"
+"""How often MLflow asks its server; its default of 7 would delay the search for minutes when the server is gone."""
 
-LEFT = ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "WANDB_MODE")
-"""Variables that are as before when a search has ended."""
+RESTORED: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "WANDB_MODE")
+"""Environment variables that are restored when a search has ended."""
 
 
-def refuse_lacking_packages(trackers: Collection[Tracker]) -> None:
-    """Raise :class:`BadInput` if a tracker's package is not there."""
-    if lacking := [name for name in trackers if not find_spec(name)]:
+@dataclass(frozen=True)
+class Ready:
+    """A tracker that can be used.
+
+    Attributes
+    ----------
+    logger : LoggerCallback
+        Ray's logger, set up.
+    failures : tuple of exception types
+        What its calls may raise when its server, or its process, is gone.
+    """
+
+    logger: LoggerCallback
+    failures: tuple[type[Exception], ...]
+
+
+class Tracker(Protocol):
+    """A function that sets up a service for one search."""
+
+    def __call__(self, recipe: Recipe, run: RunFolder, console: Console) -> Ready:
+        """Set up the service; raise :class:`BadInput` if it cannot be reached, or has no place to write to."""
+        ...
+
+
+def refuse_lacking_packages(trackers: Collection[str]) -> None:
+    """Raise :class:`BadInput` if the package of a built-in tracker is not installed."""
+    if lacking := [name for name in trackers if name in BUILT_IN_TRACKERS and not find_spec(name)]:
         raise BadInput(Fault("search.trackers", f"needs {', '.join(lacking)}", "pip install 'ovr-ray[trackers]'"))
 
 
 @contextmanager
 def tracking(recipe: Recipe, run: RunFolder, console: Console) -> Iterator[list[tune.Callback]]:
-    """Callbacks for the Tuner, ready to be used within this block.
+    """Yield callbacks for the Tuner, which can be used within this block.
 
     Raises
     ------
     BadInput
         If a tracker cannot be reached, or has no place to write to.
     """
-    before = {name: os.environ.get(name) for name in LEFT}
-    ready = {"mlflow": _mlflow, "wandb": _wandb}
+    before = {name: os.environ.get(name) for name in RESTORED}
     try:
-        yield [Tracking(name, *ready[name](recipe, run, console), console) for name in recipe.search.trackers]
+        yield [Tracking(name, _tracker(name)(recipe, run, console), console) for name in recipe.search.trackers]
     finally:
         for name, value in before.items():
             if value is None:
@@ -59,23 +88,23 @@ def tracking(recipe: Recipe, run: RunFolder, console: Console) -> Iterator[list[
                 os.environ[name] = value
 
 
+def _tracker(name: str) -> Tracker:
+    built_in: dict[str, Tracker] = {"mlflow": _mlflow, "wandb": _wandb}
+    return built_in.get(name) or plugins.load(plugins.TRACKERS, name)
+
+
 class Tracking(tune.Callback):
-    """Tells one of Ray's loggers of the epochs, and of nothing else; if it fails, the search goes on without it.
+    """Passes the epochs on to one of Ray's loggers; if that fails, the search continues without it.
 
     Parameters
     ----------
     name : str
-    logger : LoggerCallback
-        Set up.
-    failures : tuple of exception types
-        What it may raise when its server, or its process, is gone.
+    ready : Ready
     console : Console
     """
 
-    def __init__(
-        self, name: str, logger: LoggerCallback, failures: tuple[type[Exception], ...], console: Console
-    ) -> None:
-        self._name, self._logger, self._failures, self._console = name, logger, failures, console
+    def __init__(self, name: str, ready: Ready, console: Console) -> None:
+        self._name, self._logger, self._failures, self._console = name, ready.logger, ready.failures, console
         self._open: set[TuneTrial] = set()
         self._lost = False
 
@@ -86,11 +115,8 @@ class Tracking(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        if epoch := result.get("epoch"):
-            given = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in AUTO_RESULT_KEYS}
-            numbers = {name: value for name, value in given.items() if not isinstance(value, bool)}
-            # the step: Tune's own count begins anew in every session
-            self._try(self._logger.log_trial_result, iteration, trial, numbers | {TRAINING_ITERATION: epoch})
+        if epoch := epoch_of(result):
+            self._try(self._logger.log_trial_result, iteration, trial, ray_quirks.numbers_of(result, epoch))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._end(trial, failed=False)
@@ -99,31 +125,27 @@ class Tracking(tune.Callback):
         self._end(trial, failed=True)
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
-        for trial in list(self._open):  # Tune tells nothing of trials that Ctrl-C stops
+        for trial in list(self._open):  # Tune does not report trials that Ctrl-C stops
             self._end(trial, failed=True)
         self._try(self._logger.on_experiment_end, trials)
 
     def _end(self, trial: TuneTrial, failed: bool) -> None:
-        if trial in self._open:  # one whose worker never came up was not begun
+        if trial in self._open:  # a trial whose worker never came up was not started
             self._open.remove(trial)
             self._try(self._logger.log_trial_end, trial, failed)
 
-    def _try(self, tell: Callable[..., None], *told: Any) -> None:
+    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
         if self._lost:
             return
         try:
-            tell(*told)
+            call(*arguments)
         except self._failures as error:
             self._lost = True
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._console.print(f"{self._name} is told no more: {why}", style="yellow", markup=False, highlight=False)
+            self._console.print(f"{self._name} gets no more epochs: {why}", style="yellow", markup=False, highlight=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles its callbacks; nothing of this one is worth keeping
-
-
-Ready = tuple[LoggerCallback, tuple[type[Exception], ...]]
-"""A logger that is set up, and what it may raise."""
+        return {}  # Ray pickles its callbacks; nothing of this one is needed
 
 
 def _mlflow(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
@@ -144,7 +166,7 @@ def _mlflow(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
     except MlflowException as error:
         remedy = "an address such as http://host:5000 or sqlite:////folder/mlflow.db"
         raise BadInput(Fault("MLFLOW_TRACKING_URI", str(error).splitlines()[0], remedy)) from None
-    return logger, (MlflowException,)
+    return Ready(logger, (MlflowException,))
 
 
 def _wandb(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
@@ -164,8 +186,8 @@ def _wandb(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
         settings.mode = "offline"
         if "WANDB_DIR" not in os.environ:
             _local(run, "Weights & Biases", "log in (wandb login, or WANDB_API_KEY), or set WANDB_DIR")
-        told = f"Weights & Biases: offline; wandb sync {settings.root_dir}/wandb/offline-run-* uploads"
-        console.print(told, markup=False, highlight=False)
+        message = f"Weights & Biases: offline; wandb sync {settings.root_dir}/wandb/offline-run-* uploads"
+        console.print(message, markup=False, highlight=False)
     os.environ["WANDB_MODE"] = settings.mode
     marks = _marks(run)
     logger = WandbLoggerCallback(
@@ -176,11 +198,11 @@ def _wandb(recipe: Recipe, run: RunFolder, console: Console) -> Ready:
         settings=settings,
     )
     logger.setup()
-    return logger, (KeyError, RayError)  # KeyError: Ray's logger forgot a trial whose process died
+    return Ready(logger, (KeyError, RayError))  # KeyError: Ray's logger forgot a trial whose process died
 
 
 def _marks(run: RunFolder) -> dict[str, str]:
-    """What tells a trial that goes on from its first part: both have the trial's name."""
+    """Return tags that distinguish a resumed trial from its earlier session; both have the trial's name."""
     return {"run_folder": str(run.path), "session": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}"}
 
 

@@ -1,109 +1,98 @@
-"""Trials of earlier runs, which a search knows before its first one.
+"""Warm start: trials of earlier runs that a search knows before its first trial.
 
-They are read once, and stand in the new run folder from then on: the old ones may go, and a resumed search still draws
-what it would have drawn. They inform the searcher alone; no trial, winner or rung of this search is one of them.
+They are read once and copied into the new run folder: the earlier runs may be deleted, and a resumed search still makes
+the same draws. Only the searcher learns from them; they are no trials, winners or rungs of this search.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import Field
 from rich.console import Console
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Recipe, absolute
-from ovr_ray.run_folder import RunFolder, write_whole
+from ovr_ray.run import Record, RunFolder, TrialRecord
 from ovr_ray.search.space import TaskSpace
+from ovr_ray.storage import read_if_there, side_by_side, write_whole
 
-FILE = "warm_start.json"
 
-
-@dataclass(frozen=True)
-class Seed:
+class PriorTrial(Record):
     """A trial of an earlier run, as a task of this search knows it."""
 
     task: str
-    config: Config
+    """The task of this search."""
     score: float
+    config: Config
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """What a search was begun with.
+class WarmStart(Record):
+    """What a search began with (``warm_start.json``)."""
 
-    Attributes
-    ----------
-    sources : list of str
-        As given, paths absolute.
-    seeds : list of Seed
-    """
+    sources: list[str] = Field([], alias="from")
+    """Earlier runs as given, with absolute paths."""
+    trials: list[PriorTrial] = []
 
-    sources: list[str]
-    seeds: list[Seed]
-
-    def of(self, task: str) -> list[Seed]:
-        """A task's."""
-        return [seed for seed in self.seeds if seed.task == task]
+    def of(self, task: str) -> list[PriorTrial]:
+        """Return the prior trials of a task."""
+        return [trial for trial in self.trials if trial.task == task]
 
     @classmethod
     def read(cls, run: RunFolder) -> WarmStart:
-        """Of a run folder; empty if it began without."""
-        file = run.file(FILE)
-        told = json.loads(file.read_text()) if file.exists() else {"from": [], "trials": []}
-        seeds = [Seed(row["task"], Config.model_validate(row["config"]), row["score"]) for row in told["trials"]]
-        return cls(told["from"], seeds)
+        """Read the warm start of a run; empty if it began without one."""
+        text = read_if_there(run.warm_start)
+        return cls() if text is None else cls.from_json(text)
 
     def save(self, run: RunFolder) -> None:
-        """Write ``warm_start.json``, or take it away if there is nothing to be in it."""
-        if not self.sources:
-            run.file(FILE).unlink(missing_ok=True)
-            return
-        rows = [{"task": s.task, "score": s.score, "config": s.config.model_dump(mode="json")} for s in self.seeds]
-        write_whole(run.file(FILE), json.dumps({"from": self.sources, "trials": rows}, indent=1))
+        """Write ``warm_start.json``, or delete it if there are no sources."""
+        if self.sources:
+            write_whole(run.warm_start, self.to_json())
+        else:
+            run.warm_start.unlink(missing_ok=True)
 
 
 def begin_with(run: RunFolder, recipe: Recipe, given: Collection[str | Path], console: Console) -> WarmStart:
-    """What a search knows before its first trial: of a begun one what it began with, else what these runs found.
+    """Return what a search knows before its first trial; a search that has begun keeps what it began with.
 
     Parameters
     ----------
     run : RunFolder
-        Of the search.
+        The run folder of this search.
     recipe : Recipe
     given : collection of str or Path
-        ``RUN``: every task learns from the one of its name; ``RUN:TASK=OTHER``: this task alone, from that other one.
+        ``RUN``: every task learns from the earlier task of the same name. ``RUN:TASK=OTHER``: only this task learns,
+        from that other task.
     console : Console
-        Is told how many trials are used, and why others are not.
+        Shows how many trials are used, and why others are not.
 
     Raises
     ------
     BadInput
-        If one is no run folder, or has none of these tasks.
+        If one of them is no run folder, or has none of these tasks.
     """
     sources = [_Source.parse(str(one)) for one in given]
     if run.is_begun:
         begun = WarmStart.read(run)
         if sources and (names := [str(source) for source in sources]) != begun.sources:
-            told = f"began with {', '.join(begun.sources)}" if begun.sources else "began without one"
-            _tell(console, f"{recipe.name} {told}, and goes on so; {', '.join(names)} is for a search of another name")
+            began = f"began with {', '.join(begun.sources)}" if begun.sources else "began without one"
+            _show(console, f"{recipe.name} {began}, and keeps to that; {', '.join(names)} needs another recipe name")
         return begun
     faults = [fault for source in sources for fault in source.faults(recipe)]
     if faults:
         raise BadInput(faults)
-    seeds = [seed for source in sources for task in recipe.tasks for seed in _seeds(source, recipe, task, console)]
-    return WarmStart([str(source) for source in sources], seeds)
+    trials = [trial for source in sources for task in recipe.tasks for trial in _prior(source, recipe, task, console)]
+    return WarmStart(sources=[str(source) for source in sources], trials=trials)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A run, or one task of this search and the task of a run that it learns from."""
+    """An earlier run; or a task of this search, and the task of an earlier run that it learns from."""
 
     path: str
     task: str = ""
@@ -120,11 +109,11 @@ class _Source:
 
     @property
     def run(self) -> RunFolder:
-        """Opened only where a search begins: later the run may be gone."""
+        """The earlier run; opened only when a search begins, because it may be deleted later."""
         return RunFolder.open(self.path)
 
     def counterpart(self, task: str) -> str:
-        """What the run may call a task of this search; nothing, if the task is not to learn from it."""
+        """Return the earlier task that a task of this search learns from; "" if it does not learn from this run."""
         return task if not self.task else self.other if self.task == task else ""
 
     def faults(self, recipe: Recipe) -> list[Fault]:
@@ -137,39 +126,39 @@ class _Source:
         return []
 
 
-def _seeds(source: _Source, recipe: Recipe, task: str, console: Console) -> list[Seed]:
-    """Of one run for one task."""
+def _prior(source: _Source, recipe: Recipe, task: str, console: Console) -> list[PriorTrial]:
+    """Return the trials of one earlier run that one task learns from."""
     other, run = source.counterpart(task), source.run
     old = run.recipe()
     if other not in old.tasks:
         if other:
-            _tell(console, f"{task}: {source.path} has no such task")
+            _show(console, f"{task}: {source.path} has no such task")
         return []
-    space, metric = TaskSpace(recipe.tasks[task], recipe.data.image_size), f"val_{recipe.search.metric}"
-    seeds: list[Seed] = []
+    space, score_column = TaskSpace(recipe.tasks[task], recipe.data.image_size), recipe.search.score_column
+    used: list[PriorTrial] = []
     refused: Counter[str] = Counter()
-    trials = [(record, folder.epochs()) for folder in run.trials() if (record := folder.record())["task"] == other]
-    for record, epochs in trials:
-        config = Config.model_validate(record["config"])
+    trials = run.trials([other])
+    for trial, epochs in zip(trials, side_by_side(lambda t: t.folder.epochs(), trials), strict=True):
+        config = trial.record.config
         config = config.model_copy(update=config.augment(old.augment).model_dump())  # null was what its recipe said
-        if reason := _why_not(record, epochs, config, space, metric):
+        if reason := _refusal(trial.record, epochs, config, space, score_column):
             refused[reason] += 1
         else:
-            seeds.append(Seed(task, config, float(epochs[metric].max())))
+            used.append(PriorTrial(task=task, score=float(epochs[score_column].max()), config=config))
     why = "".join(f"; {count} not: {reason}" for reason, count in refused.items())
-    _tell(console, f"{task}: {len(seeds)} of {len(trials)} trials of {source.path}, task {other}{why}")
-    return seeds
+    _show(console, f"{task}: {len(used)} of {len(trials)} trials of {source.path}, task {other}{why}")
+    return used
 
 
-def _why_not(record: dict[str, Any], epochs: pd.DataFrame, config: Config, space: TaskSpace, metric: str) -> str:
-    """The reason why a trial is not used; none if it is."""
-    if record["status"] not in ("finished", "stopped"):
-        return record["status"]
-    if metric not in epochs:
-        return f"{metric} was not measured"
+def _refusal(record: TrialRecord, epochs: pd.DataFrame, config: Config, space: TaskSpace, score_column: str) -> str:
+    """Return the reason why a trial is not used; "" if it is used."""
+    if not record.status.is_scored:
+        return record.status
+    if score_column not in epochs:
+        return f"{score_column} was not measured"
     outside = space.outside(config)
     return f"{', '.join(outside)} outside of the space" if outside else ""
 
 
-def _tell(console: Console, text: str) -> None:
+def _show(console: Console, text: str) -> None:
     console.print(f"warm start: {text}", markup=False, highlight=False, soft_wrap=True)

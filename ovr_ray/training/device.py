@@ -29,7 +29,6 @@ def set_up_process(cpus: float, gpus: float) -> torch.device:
     keep_pages()
     torch.cuda.empty_cache()  # memory of the trial that used this process before; does nothing without a GPU
     torch.set_num_threads(max(1, int(cpus)))
-    torch.backends.cudnn.benchmark = True  # all images are of one size
     return choose_device(gpus)
 
 

@@ -164,7 +164,7 @@ class Trainer:
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
 
     def _refuse_divergence(self, tally: Tally, behind: int) -> None:
-        """Raise :class:`Diverged` if one of the new losses, except those of the latest ``behind`` batches, is not finite."""
+        """Raise :class:`Diverged` if a new loss is not finite, except for those of the latest ``behind`` batches."""
         for loss in tally.new_losses(behind):
             if self._workers > 1:  # if one worker gives up, all must: the others would wait for it
                 distributed.all_reduce(loss)
@@ -207,7 +207,7 @@ class Trainer:
 
 
 def _activate_out_of_place(network: nn.Module) -> None:
-    """Make activations keep their input, which autograd would otherwise copy before it is overwritten (not for ReLU)."""
+    """Make activations keep their input: autograd would copy it before it is overwritten (not for ReLU)."""
     for module in network.modules():
         if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # ReLU6 is a Hardtanh
             module.inplace = False

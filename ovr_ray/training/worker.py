@@ -94,6 +94,7 @@ def train(
         If the initial weights cannot be had.
     """
     device = set_up_process(cpus, gpus)
+    torch.backends.cudnn.benchmark = True  # all batches have images of one size
     attempt = partial(_train, given, images, device, team, on_epoch, on_end)
     return in_micro_batches(attempt, given.config.batch_size)
 

@@ -21,8 +21,8 @@ from upath import UPath
 
 from ovr_ray.model import choose_threshold, f1_at, keep_pages
 from ovr_ray.recipe import Config, Recipe, parse
-from ovr_ray.run_folder import TrialFolder, trial_name
-from ovr_ray.session import Assignment, Session, derived_seed
+from ovr_ray.run import TrialFolder, trial_name
+from ovr_ray.training.session import Assignment, Session, derived_seed
 from tests.benchmarks.plain import plain_loop
 
 CPU = torch.device("cpu")

@@ -20,13 +20,13 @@ from ovr_ray import search
 from ovr_ray.images import ImageSet
 from ovr_ray.model import keep_pages
 from ovr_ray.recipe import Config, Recipe, parse
-from ovr_ray.run_folder import TrialFolder
+from ovr_ray.run import TrialFolder
 from ovr_ray.search import run as search_run
 from ovr_ray.search import trial as search_trial
 from ovr_ray.search.trial import Job, _report, train_trial
-from ovr_ray.session import Assignment, Session
+from ovr_ray.training.session import Assignment, Session
 from tests.benchmarks.measure import Row, process, row, seconds
-from tests.conftest import plain_recipe
+from tests.support import plain_recipe
 
 LONG = True
 NETWORKS, SIZE, BATCH, STEPS, IMAGES = ("efficientnet_lite0", "resnet18"), 224, 32, 2, 1280

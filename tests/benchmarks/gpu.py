@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ovr_ray.images import Feed, ImageSet
-from ovr_ray.model import SubModel, Trainer, build
+from ovr_ray.model import SubModel, build
+from ovr_ray.training import Trainer
 from ovr_ray.recipe import Augment, Config
 from tests.benchmarks.checkpoints import saving
 from tests.benchmarks.measure import Row, in_turn, process, row

@@ -26,11 +26,11 @@ from data.synthetic import generate
 from ovr_ray import reporting, search
 from ovr_ray.images import ImageSet
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run import RunFolder
 from ovr_ray.search import run as search_run
 from ovr_ray.search.trial import Job, _report
 from tests.benchmarks.measure import Row, row, seconds
-from tests.conftest import plain_recipe
+from tests.support import plain_recipe
 from tests.faults.harness import cluster
 
 LONG = True
@@ -103,7 +103,7 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
             "grown_mb": peak - before,
             "status_s": round(seconds(lambda: Console(quiet=True).print(search.status(search.read_ledger(run)))), 3),
             "report_s": round(seconds(lambda: reporting.report(run)), 3),
-            "report_mb": round(run.file("report.html").stat().st_size / 1e6, 1),
+            "report_mb": round((run.path / "report.html").stat().st_size / 1e6, 1),
         }
 
 

@@ -161,7 +161,7 @@ def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
 
 def _command(*words: Any) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    subprocess.run([sys.executable, "-m", "ovr_ray.cli", *map(str, words)], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "ovr_ray.commands.cli", *map(str, words)], env=environment, check=True)
 
 
 def _scores(

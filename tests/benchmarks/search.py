@@ -20,7 +20,7 @@ from data.synthetic import generate
 from ovr_ray import cluster
 from ovr_ray.images import load, read_labels
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run import RunFolder
 from tests.benchmarks.measure import Row, row
 
 LONG = True
@@ -103,8 +103,8 @@ def _write_decoded(folder: Path, recipe: Recipe) -> None:
     np.save(folder / "images.npy", decoded)
     tasks = {}
     for task in recipe.tasks:
-        parts = {part: np.flatnonzero(np.isfinite(table.of(task, part))).tolist() for part in ("train", "val")}
-        labels = np.maximum(np.nan_to_num(table.of(task, "train")), np.nan_to_num(table.of(task, "val"))).tolist()
+        parts = {part: np.flatnonzero(np.isfinite(table.labels_of(task, part))).tolist() for part in ("train", "val")}
+        labels = np.maximum(np.nan_to_num(table.labels_of(task, "train")), np.nan_to_num(table.labels_of(task, "val"))).tolist()
         tasks[task] = {"labels": labels, "pos_weight": table.pos_weight(task), **parts}
     told = {"recipe": recipe.dump(), "files": table.files.tolist(), "tasks": tasks, "mean": mean, "std": std}
     (folder / "told.json").write_text(json.dumps(told))
@@ -123,7 +123,7 @@ def _tuned(folder: Path, recipe: Recipe) -> dict[str, Any]:
     shutil.rmtree(str(run.path), ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     scheduler, began = recipe.search.scheduler, time.monotonic()
-    command = [sys.executable, "-m", "ovr_ray.cli", "tune", str(folder / f"{scheduler}.yaml")]
+    command = [sys.executable, "-m", "ovr_ray.commands.cli", "tune", str(folder / f"{scheduler}.yaml")]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     whole = time.monotonic() - began
     epochs = {trial.name: trial.epochs() for trial in run.trials()}
@@ -131,7 +131,7 @@ def _tuned(folder: Path, recipe: Recipe) -> dict[str, Any]:
     for trial in run.trials():
         task = trial.record()["task"]
         best[task] = max(best.get(task, 0.0), float(epochs[trial.name].val_f1.max()))
-    searched = json.loads(run.file("search.json").read_text())["seconds"]
+    searched = json.loads((run.path / "search.json").read_text())["seconds"]
     return {"seconds": whole, "searched": searched, "epochs": sum(map(len, epochs.values())), "f1": best}
 
 

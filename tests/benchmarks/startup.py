@@ -18,7 +18,7 @@ import yaml
 
 from data.synthetic import generate
 from tests.benchmarks.measure import Row, in_turn, row
-from tests.conftest import BACKBONE
+from tests.support import BACKBONE
 
 LONG = False
 IMAGES, SIZE, RUNS = 2000, 128, 5
@@ -41,12 +41,12 @@ def rows() -> list[Row]:
         folder = Path(place)
         generate(folder, count=IMAGES, size=150)
         recipe = _recipe(folder)
-        _run("ovr_ray.cli", "prepare", str(recipe))
+        _run("ovr_ray.commands.cli", "prepare", str(recipe))
         first: list[float] = []
         works: dict[str, Callable[[], object]] = {
             "first step": lambda: first.append(_first_step(folder, recipe)),
             "bare Ray": partial(subprocess.run, [sys.executable, "-c", BARE], check=True),
-            "help": partial(_run, "ovr_ray.cli", "--help"),
+            "help": partial(_run, "ovr_ray.commands.cli", "--help"),
             "typer": partial(subprocess.run, [sys.executable, "-c", "import typer"], check=True),
         }
         taken = in_turn(works, runs=RUNS, warm=1)
@@ -76,7 +76,7 @@ def _first_step(folder: Path, recipe: Path) -> float:
     """Seconds until a trial began its first step: its first epoch's end, less what the epoch took."""
     shutil.rmtree(folder / "runs" / "startup", ignore_errors=True)
     began = time.time()
-    _run("ovr_ray.cli", "tune", str(recipe))
+    _run("ovr_ray.commands.cli", "tune", str(recipe))
     epochs = [pd.read_csv(file, sep=";").iloc[0] for file in (folder / "runs").rglob("epochs.csv")]
     counted = [f"{part}_{count}" for part in ("train", "val") for count in ("tn", "fp", "fn", "tp")]
     return min(epoch.time - epoch[counted].sum() / epoch.images_per_s for epoch in epochs) - began

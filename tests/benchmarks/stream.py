@@ -23,7 +23,7 @@ from ovr_ray.images import Feed, load, read_labels
 from ovr_ray.recipe import Augment, parse
 from tests.benchmarks.measure import Row, row, seconds
 from tests.benchmarks.predict import write_images
-from tests.conftest import BACKBONE, ancestors
+from tests.support import BACKBONE, ancestors
 
 LONG = True
 MANY, FEW, DRAWN = int(os.environ.get("STREAM_IMAGES", "200000")), 2000, 2000
@@ -80,7 +80,7 @@ def _recipe(folder: Path, count: int) -> Path:
 def _call(verb: str, recipe: Path) -> dict[str, Any]:
     """Run a verb; seconds, and the peak resident megabytes of each kind of process that it started."""
     began, peaks = time.monotonic(), dict[str, int]()
-    with subprocess.Popen([sys.executable, "-m", "ovr_ray.cli", verb, recipe], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, "-m", "ovr_ray.commands.cli", verb, recipe], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             for name, size in _resident(process.pid):
                 peaks[name] = max(peaks.get(name, 0), size)
@@ -113,7 +113,7 @@ def _fed(path: Path) -> float:
     with cluster.connected():
         memory = recipe.resources.object_store * cluster.smallest_object_store()
         images, table = load(table, recipe.data, recipe.storage, memory)
-        feed = Feed(images, table.of("a", "train"), BATCH)
+        feed = Feed(images, table.labels_of("a", "train"), BATCH)
         taken = [seconds(lambda epoch=epoch: sum(1 for _ in feed.shuffled(epoch, 0, Augment()))) for epoch in (1, 2, 3)]
     return min(taken[1:]) / len(table.rows("train"))
 

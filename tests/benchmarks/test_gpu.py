@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks import gpu
 from tests.benchmarks.measure import Row
-from tests.conftest import BACKBONE
+from tests.support import BACKBONE
 
 LOAD = gpu.Load("cpu", (BACKBONE,), size=32, batches=(8,), steps=1, runs=1, at_once=(2,), compiler="eager")
 ALONE = [*gpu.VARIANTS, "plain .to(device)"]

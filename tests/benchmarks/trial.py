@@ -9,7 +9,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from ovr_ray.model import SubModel, Trainer, build, keep_pages
+from ovr_ray.model import SubModel, build
+from ovr_ray.training import Trainer, keep_pages
 from ovr_ray.recipe import Config
 from tests.benchmarks.measure import Row, process, row, seconds
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import Hosts, missing
-from tests.conftest import PATIENCE
+from tests.support import PATIENCE
 
 PROJECT = Path(__file__).parents[2]
 ADDRESS = "http://localhost:8265"

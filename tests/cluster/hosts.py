@@ -15,7 +15,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.conftest import PATIENCE
+from tests.support import PATIENCE
 
 NET = "10.77.0"
 HERE = Path(__file__).parent

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import PATIENCE, end, free_port, plain_recipe
+from ovr_ray.run import RunFolder
+from tests.support import PATIENCE, end, free_port, plain_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from data.elpv import prepare
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run import RunFolder
 from tests.cluster.conftest import Cluster
-from tests.conftest import PATIENCE
+from tests.support import PATIENCE
 
 TASKS = {"defective", "monocrystalline"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -94,7 +94,7 @@ def test_combine_and_evaluate_run_as_jobs(cluster: Cluster) -> None:
         done = cluster.submit("python", f"jobs/{job}.py", str(run.path))
         assert done.returncode == 0, done.stdout
         cluster.tell(f"{job} has ended")
-    assert set(json.loads(run.file("metrics.json").read_text())["tasks"]) == TASKS
+    assert set(json.loads((run.path / "metrics.json").read_text())["tasks"]) == TASKS
 
 
 def epochs_of(cluster: Cluster, since: float) -> pd.DataFrame:

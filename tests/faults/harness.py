@@ -25,8 +25,8 @@ from upath import UPath
 
 from ovr_ray.joint import winners
 from ovr_ray.model import read_card
-from ovr_ray.run_folder import RunFolder, TrialFolder
-from tests.conftest import BACKBONE, ancestors, end
+from ovr_ray.run import RunFolder, TrialFolder
+from tests.support import BACKBONE, ancestors, end
 
 PROJECT = Path(__file__).parents[2]
 

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ovr_ray.choices import Color
 from ovr_ray.images import BadImage, decode, read_image
 from ovr_ray.model import prepared
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -31,20 +32,20 @@ def test_every_format_decodes_to_gray_and_rgb(kind: str, mode: str) -> None:
     assert gray.shape == (1, 10, 20)
     assert rgb.shape == (3, 10, 20)
     assert gray.dtype == rgb.dtype == np.uint8
-    assert np.abs(gray[0].astype(int) - np.asarray(gradient("L"))).max() <= 12  # lossy formats
+    assert np.abs(gray[0].astype(int) - np.asarray(gradient("L"))).max() <= 12  # some formats are lossy
 
 
-def test_sixteen_bits_are_scaled_not_clipped() -> None:
+def test_sixteen_bit_pixels_are_scaled_not_clipped() -> None:
     pixels = np.array([[0, 257, 32896, 65535]], np.uint16)
     assert decode(encoded(Image.fromarray(pixels)), "gray").tolist() == [[[0, 1, 128, 255]]]
 
 
-def test_a_palette_is_looked_up() -> None:
+def test_palette_indices_are_converted_to_their_colors() -> None:
     content = encoded(gradient("RGB").quantize(16))
     assert np.ptp(decode(content, "gray")) > 150
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     content = encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))
     assert (decode(content, "gray") == 255).all()
 
@@ -56,12 +57,12 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(content, "gray").shape == (1, 20, 10)
 
 
-def test_an_image_is_squashed_to_the_asked_size() -> None:
+def test_an_image_is_resized_to_the_requested_square() -> None:
     assert decode(encoded(gradient()), "rgb", 16).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"", "empty"),
         (b"not an image", "not an image"),
@@ -69,8 +70,8 @@ def test_an_image_is_squashed_to_the_asked_size() -> None:
         (encoded(gradient("F"), "TIFF"), "floating-point"),
     ],
 )
-def test_a_bad_file_says_what_is_wrong(content: bytes, told: str) -> None:
-    with pytest.raises(BadImage, match=told):
+def test_a_bad_file_is_refused_with_the_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
         decode(content, "gray")
 
 
@@ -86,18 +87,19 @@ def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
         read_image(str(tmp_path / "folder.png"), "gray")
 
 
-def test_names_with_spaces_and_umlauts_are_read(tmp_path: Path) -> None:
+def test_file_names_may_contain_spaces_and_non_ascii_characters(tmp_path: Path) -> None:
     gradient().save(tmp_path / "Zelle nº 7 – größe.png")
     assert read_image(str(tmp_path / "Zelle nº 7 – größe.png"), "gray").shape == (1, 10, 20)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("color", ["gray", "rgb"])
-def test_a_joint_model_makes_of_a_file_what_training_stored_of_it(mode: str, color: Literal["gray", "rgb"]) -> None:
+def test_a_joint_model_prepares_an_image_as_training_stored_it(mode: str, color: Color) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 75, 3) if mode == "RGB" else (50, 75), np.uint8)
     content = encoded(Image.fromarray(pixels))
     stored, plain = (torch.from_numpy(decode(content, color, size).copy()) for size in (32, None))
-    as_it_is = torch.from_numpy(decode(content, "rgb" if mode == "RGB" else "gray").copy())
-    for given in (plain, as_it_is, as_it_is.float() / 255):
-        seen = prepared(given[None], len(stored), 32)[0] * 255
-        assert (seen.round().byte() != stored).float().mean() < 0.002  # luminance: Pillow rounds halves otherwise
+    original = torch.from_numpy(decode(content, "rgb" if mode == "RGB" else "gray").copy())
+    for image in (plain, original, original.float() / 255):
+        seen = prepared(image[None], len(stored), 32)[0] * 255
+        # not always equal, because Pillow rounds halves of the luminance differently
+        assert (seen.round().byte() != stored).float().mean() < 0.002

@@ -10,7 +10,7 @@ from ovr_ray.images.files import stamps
 
 @pytest.fixture(params=["a disk", "a bucket"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    """Two files, one of them in a folder of its own."""
+    """A folder with two files, one of them in a subfolder."""
     folder = UPath(tmp_path) if request.param == "a disk" else UPath(f"memory://{tmp_path.name}/files")
     for name in ("a.png", "below/b ü.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -18,12 +18,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     return folder
 
 
-def test_files_that_are_there_have_a_stamp_and_others_none(folder: UPath) -> None:
+def test_only_existing_files_have_a_stamp(folder: UPath) -> None:
     names = ["a.png", "below/b ü.png", "below", "c.png", "./a.png"]
     assert stamps(str(folder), names).keys() == {"a.png", "below/b ü.png", "./a.png"}
 
 
-def test_a_stamp_changes_with_what_is_written(folder: UPath) -> None:
+def test_a_stamp_changes_when_its_file_is_written(folder: UPath) -> None:
     before = stamps(str(folder), ["a.png", "below/b ü.png"])
     (folder / "a.png").write_bytes(b"12345")
     after = stamps(str(folder), ["a.png", "below/b ü.png"])

@@ -4,9 +4,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import ray
 
 from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.images import ImageSet, LabelTable, image_set, load, prepare, read_image, read_labels, shards
@@ -15,7 +17,7 @@ from ovr_ray.recipe import Data, Recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MUCH, NOTHING = 1e9, 0.0
-"""Bytes of memory: all images fit, or none, and they are streamed."""
+"""Bytes of memory: enough for all images, or for none, so that they are streamed."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def _several_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own_cells(cells: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """A copy of the cells that a test may change."""
     return Path(shutil.copytree(cells, tmp_path / "cells"))
 
 
@@ -43,32 +45,32 @@ def by_hand(data: Data, table: LabelTable) -> np.ndarray:
 
 
 def files_of(recipe: Recipe) -> dict[str, int]:
-    """Name -> time of writing."""
+    """Return the time of writing of every shard, by name."""
     return {file.name: file.stat().st_mtime_ns for file in Path(recipe.storage).rglob("*.parquet")}
 
 
 @pytest.mark.parametrize("memory", [MUCH, NOTHING])
 @pytest.mark.parametrize("color", ["gray", "rgb"])
-def test_every_image_of_train_and_validation_is_there_as_the_decoder_gives_it(
+def test_windows_yield_every_image_of_train_and_val_as_it_was_decoded(
     make_recipe: Callable[..., Recipe], own_cells: Path, memory: float, color: str
 ) -> None:
     recipe = make_recipe(data={"images": str(own_cells), "color": color})
     images, table = loaded(recipe, memory)
     assert (images.blocks is None) == (memory == NOTHING)
-    wanted = (table.parts != "test").to_numpy()
+    wanted = (table.splits != "test").to_numpy()
     pixels = by_hand(recipe.data, table)
     seen = {row: image for window in images.windows(wanted, None) for row, image in window.items()}
     assert sorted(seen) == np.flatnonzero(wanted).tolist()
     assert all((pixels[row] == image).all() for row, image in seen.items())
 
 
-def test_images_in_memory_are_views_of_what_all_trials_share(recipe: Recipe) -> None:
+def test_images_in_memory_are_read_only_views_of_shared_memory(recipe: Recipe) -> None:
     images, table = loaded(recipe)
-    (window,) = images.windows((table.parts == "train").to_numpy(), None)
+    (window,) = images.windows((table.splits == "train").to_numpy(), None)
     assert not any(image.flags.writeable or image.flags.owndata for image in window.values())
 
 
-def test_a_second_run_decodes_nothing_and_a_corrected_label_or_another_split_neither(recipe: Recipe) -> None:
+def test_a_second_run_with_a_corrected_label_and_another_split_decodes_nothing(recipe: Recipe) -> None:
     loaded(recipe)
     before = files_of(recipe)
     assert len(before) > 4
@@ -81,7 +83,7 @@ def test_a_second_run_decodes_nothing_and_a_corrected_label_or_another_split_nei
     assert files_of(recipe) == before
 
 
-def test_a_changed_image_is_decoded_anew_with_its_shard_alone(recipe: Recipe, own_cells: Path) -> None:
+def test_a_changed_image_makes_only_its_own_shard_again(recipe: Recipe, own_cells: Path) -> None:
     loaded(recipe)
     before = files_of(recipe)
     shutil.copy(own_cells / "images/cell05.png", own_cells / "images/cell06.png")
@@ -91,7 +93,7 @@ def test_a_changed_image_is_decoded_anew_with_its_shard_alone(recipe: Recipe, ow
     assert len(new) == 1
     row = table.files.tolist().index("images/cell06.png")
     seen = {row: image for window in images.windows(np.ones(80, bool), None) for row, image in window.items()}
-    if row in seen:  # not where it is of the test part
+    if row in seen:  # images of the test split are not in memory
         assert (seen[row] == by_hand(recipe.data, table)[row]).all()
 
 
@@ -101,9 +103,9 @@ def flipped(content: bytes, at: int) -> bytes:
 
 @pytest.mark.parametrize("memory", [MUCH, NOTHING])
 @pytest.mark.parametrize("damage", ["half", "empty", "a flipped bit"])
-def test_a_damaged_shard_is_noticed_and_made_again(recipe: Recipe, damage: str, memory: float) -> None:
+def test_a_damaged_shard_is_detected_and_made_again(recipe: Recipe, damage: str, memory: float) -> None:
     images, table = loaded(recipe)
-    wanted, pixels = (table.parts != "test").to_numpy(), by_hand(recipe.data, table)
+    wanted, pixels = (table.splits != "test").to_numpy(), by_hand(recipe.data, table)
     whole = {}
     for shard in images.shards:
         if wanted[shard.rows].any():
@@ -117,12 +119,12 @@ def test_a_damaged_shard_is_noticed_and_made_again(recipe: Recipe, damage: str, 
     assert all(file.read_bytes() == content for file, content in whole.items())
 
 
-def test_a_stream_shuffles_its_shards_and_holds_a_window_of_them(
+def test_a_stream_shuffles_its_shards_and_yields_at_most_one_window_of_them_at_a_time(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_set, "WINDOW", 2)
     images, table = loaded(recipe, NOTHING)
-    wanted = (table.parts == "train").to_numpy()
+    wanted = (table.splits == "train").to_numpy()
     orders = []
     for seed in (1, 2):
         windows = [list(window) for window in images.windows(wanted, np.random.default_rng(seed))]
@@ -132,34 +134,33 @@ def test_a_stream_shuffles_its_shards_and_holds_a_window_of_them(
     assert orders[0] != orders[1]
 
 
-def test_prepare_decodes_what_is_missing_alone(recipe: Recipe) -> None:
+def test_prepare_makes_only_the_missing_shards(recipe: Recipe) -> None:
     table = read_labels(recipe.data, recipe.tasks)
-    every = prepare(table, recipe.data, recipe.storage)
-    assert not missing(every)
+    all_shards = prepare(table, recipe.data, recipe.storage)
+    assert not missing(all_shards)
     before = files_of(recipe)
-    every[0].file.unlink()
+    all_shards[0].file.unlink()
     prepare(table, recipe.data, recipe.storage)
     after = files_of(recipe)
     assert after.keys() == before.keys()
-    assert {name for name in after if after[name] != before[name]} == {every[0].file.name}
+    assert {name for name in after if after[name] != before[name]} == {all_shards[0].file.name}
 
 
-def test_a_storage_that_takes_no_more_is_told_in_words(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_reported(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "_images").write_text("in the way")
     with pytest.raises(RunFailed, match=r"decoded images cannot be written to .*_images"):
         prepare(read_labels(recipe.data, recipe.tasks), recipe.data, recipe.storage)
 
 
-def test_a_file_that_cannot_be_read_now_is_asked_for_again_next_time(recipe: Recipe, own_cells: Path) -> None:
+def test_a_shard_with_an_unreadable_file_is_not_stored(recipe: Recipe, own_cells: Path) -> None:
     table = read_labels(recipe.data, recipe.tasks)
     (own_cells / "images/cell05.png").unlink()
-    every = prepare(table, recipe.data, recipe.storage)
-    (lacking,) = missing(every)
-    assert "images/cell05.png" in lacking.filenames
-    assert lacking.facts().error.str.startswith("cannot be read: No such file").sum() == 1
+    (not_stored,) = missing(prepare(table, recipe.data, recipe.storage))
+    assert "images/cell05.png" in not_stored.filenames
+    assert not_stored.facts().error.str.startswith("cannot be read: No such file").sum() == 1
 
 
-def test_statistics_are_those_of_the_readable_images(recipe: Recipe, own_cells: Path) -> None:
+def test_pixel_statistics_are_those_of_the_readable_images(recipe: Recipe, own_cells: Path) -> None:
     images, table = loaded(recipe)
     train = by_hand(recipe.data, table)[table.rows("train")] / 255
     mean, std = images.pixel_statistics(table.rows("train"))
@@ -173,13 +174,13 @@ def test_statistics_are_those_of_the_readable_images(recipe: Recipe, own_cells: 
 
 @pytest.fixture
 def damaged(own_cells: Path) -> Path:
-    """The cells, two of them damaged."""
+    """The copied cells, with two damaged images."""
     (own_cells / "images/cell05.png").write_bytes(b"")
     (own_cells / "images/cell60.png").write_text("not an image")
     return own_cells
 
 
-def test_all_undecodable_images_are_named_at_once(recipe: Recipe, damaged: Path) -> None:
+def test_all_images_that_cannot_be_decoded_are_named_in_one_error(recipe: Recipe, damaged: Path) -> None:
     with pytest.raises(BadInput) as caught:
         loaded(recipe)
     assert "2 of 80 images cannot be decoded" in str(caught.value)
@@ -187,7 +188,7 @@ def test_all_undecodable_images_are_named_at_once(recipe: Recipe, damaged: Path)
     assert "images/cell60.png: not an image" in str(caught.value)
 
 
-def test_of_very_many_bad_images_the_first_are_named_and_all_reasons(
+def test_very_many_bad_images_are_named_up_to_a_limit_with_the_reasons_counted(
     recipe: Recipe, damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_set, "NAMED", 1)
@@ -195,7 +196,8 @@ def test_of_very_many_bad_images_the_first_are_named_and_all_reasons(
         loaded(recipe)
     assert "images/cell05.png" in str(caught.value)
     assert "images/cell60.png" not in str(caught.value)
-    assert "and 1 more: 1 in all 'the file is empty', 1 in all 'not an image" in str(caught.value)
+    counted = "and 1 more; most frequent reasons of all: 'the file is empty' (1), 'not an image"
+    assert counted in str(caught.value)
 
 
 def test_skipped_images_count_for_no_task(recipe: Recipe, damaged: Path) -> None:
@@ -205,11 +207,18 @@ def test_skipped_images_count_for_no_task(recipe: Recipe, damaged: Path) -> None
     assert table.labels.isna().any(axis=1).sum() == 2
 
 
-def test_after_the_first_epoch_ray_is_asked_for_nothing(recipe: Recipe) -> None:
-    images, table = loaded(recipe)
-    wanted = (table.parts == "train").to_numpy()
-    (first,) = images.windows(wanted, None)
-    object.__setattr__(images, "dataset", "whatever is asked of it is an error")
-    (again,) = images.windows(wanted, np.random.default_rng(0))
-    assert again.keys() == first.keys()
-    assert all(again[row] is image for row, image in first.items())
+def refuse(*arguments: Any, **options: Any) -> NoReturn:
+    raise AssertionError("Ray was called after the first epoch")
+
+
+@pytest.mark.parametrize("memory", [MUCH, NOTHING])
+def test_no_epoch_after_the_first_calls_ray(recipe: Recipe, memory: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, table = loaded(recipe, memory)
+    wanted = (table.splits == "train").to_numpy()
+    first = {row: image for window in images.windows(wanted, None) for row, image in window.items()}
+    for name in ("get", "put", "remote", "wait"):
+        monkeypatch.setattr(ray, name, refuse)
+    windows = list(images.windows(wanted, np.random.default_rng(0)))
+    again = {row: image for window in windows for row, image in window.items()}
+    assert sorted(again) == sorted(first) == table.rows("train").tolist()
+    assert all((again[row] == image).all() for row, image in first.items())

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ovr_ray.errors import BadInput
-from ovr_ray.images import LabelTable, read_labels
+from ovr_ray.images import SPLITS, LabelTable, read_labels
 from ovr_ray.recipe import parse
 
 Write = Callable[..., LabelTable]
@@ -16,15 +17,15 @@ Write = Callable[..., LabelTable]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Write:
-    """Write a CSV and empty files for images, and read it as a label table of task ``a`` (and ``b`` if it is there)."""
+    """A function that writes a CSV and empty image files, and reads them as a label table."""
 
     def written(text: str, files: int = 30, tasks: dict[str, Any] | None = None, **data: Any) -> LabelTable:
         for i in range(files):
             (tmp_path / f"{i}.png").touch()
         (tmp_path / "data.csv").write_text(text)
         tasks = tasks or {name: {} for name in ("a", "b") if f";{name}" in text.partition("\n")[0]}
-        where = {"labels": str(tmp_path / "data.csv"), "images": str(tmp_path)}
-        recipe = parse({"name": "x", "data": where | data, "tasks": tasks or {"a": {}}})
+        paths = {"labels": str(tmp_path / "data.csv"), "images": str(tmp_path)}
+        recipe = parse({"name": "x", "data": paths | data, "tasks": tasks or {"a": {}}})
         return read_labels(recipe.data, recipe.tasks)
 
     return written
@@ -34,14 +35,14 @@ def rows(count: int = 30, header: str = "filename;a") -> str:
     return "\n".join([header, *(f"{i}.png;{i % 2}" for i in range(count))])
 
 
-def test_a_label_file_becomes_a_table(read: Write) -> None:
+def test_a_label_file_is_read_as_a_table_of_labels_files_and_splits(read: Write) -> None:
     table = read(rows())
     assert table.labels.a.tolist() == [i % 2 for i in range(30)]
     assert table.files[3] == "3.png"
-    assert table.parts.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
+    assert table.splits.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
 
 
-def test_an_empty_cell_does_not_count_for_its_task_alone(read: Write) -> None:
+def test_a_row_with_an_empty_cell_still_counts_for_the_other_task(read: Write) -> None:
     table = read("filename;a;b\n" + "\n".join(f"{i}.png;{i % 2};{'' if i < 10 else i % 2}" for i in range(30)))
     assert table.labels.b.isna().sum() == 10
     assert table.labels.a.notna().all()
@@ -49,7 +50,7 @@ def test_an_empty_cell_does_not_count_for_its_task_alone(read: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("filename;a\n", "has no rows"),
@@ -69,31 +70,31 @@ def test_an_empty_cell_does_not_count_for_its_task_alone(read: Write) -> None:
         (rows() + "\n1;2;3;4;5;6", "cannot be read"),
     ],
 )
-def test_a_fault_is_told_with_its_place(text: str, told: str, read: Write) -> None:
+def test_a_fault_is_reported_with_its_place(text: str, message: str, read: Write) -> None:
     with pytest.raises(BadInput) as caught:
         read(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_missing_images_are_counted_and_ten_are_named(read: Write) -> None:
+def test_missing_images_are_counted_and_the_first_ten_are_named(read: Write) -> None:
     with pytest.raises(BadInput) as caught:
         read(rows(50))
     assert "39.png and 10 more" in str(caught.value)
 
 
-def test_different_faults_come_together(read: Write) -> None:
+def test_different_faults_are_reported_together(read: Write) -> None:
     with pytest.raises(BadInput) as caught:
         read(rows(31).replace("3.png;1", "3.png;2").replace("7.png", "5.png"))
     assert len(caught.value.faults) == 3
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_label_file_is_reported(tmp_path: Path) -> None:
     recipe = parse({"name": "x", "data": {"labels": str(tmp_path / "no.csv"), "images": "."}, "tasks": {"a": {}}})
     with pytest.raises(BadInput, match=r"no\.csv: no such file"):
         read_labels(recipe.data, recipe.tasks)
 
 
-def test_other_columns_and_separators_by_recipe(read: Write) -> None:
+def test_a_recipe_may_set_the_filename_column_and_the_separator(read: Write) -> None:
     table = read(rows(header="image;a").replace(";", ","), separator=",", filename="image")
     assert len(table.files) == 30
 
@@ -109,63 +110,63 @@ def test_parquet_labels_read_like_csv(tmp_path: Path) -> None:
     assert read_labels(recipe.data, recipe.tasks).labels.a.isna().sum() == 10
 
 
-def test_the_positive_weight_is_that_of_the_train_part_alone(read: Write) -> None:
-    text = "filename;a;part\n" + "\n".join(
-        f"{i}.png;{int(i < 3 or i >= 20)};{'train' if i < 20 else 'val'}" for i in range(29)
-    )
-    table = read(text + "\n29.png;0;val", split={"column": "part"})
-    assert table.pos_weight("a") == pytest.approx(17 / 3)
+def test_labels_of_a_split_are_nan_in_every_other_row(read: Write) -> None:
+    text = "filename;a;part\n" + "\n".join(f"{i}.png;{i // 3 % 2};{SPLITS[i % 3]}" for i in range(30))
+    table = read(text, split={"column": "part"})
+    for number, split in enumerate(SPLITS):
+        labels = table.labels_of("a", split)
+        assert table.rows(split).tolist() == np.flatnonzero(np.isfinite(labels)).tolist() == list(range(number, 30, 3))
+        assert labels[number::3].tolist() == [0, 1] * 5
 
 
-def test_a_users_own_split_is_honoured_and_its_typos_are_told(read: Write) -> None:
-    text = "filename;a;part\n" + "\n".join(f"{i}.png;{i % 2};{['train', 'val', 'test'][i % 3]}" for i in range(30))
-    assert read(text, split={"column": "part"}).parts.tolist() == ["train", "val", "test"] * 10
+def test_a_split_column_is_used_and_its_typos_are_reported(read: Write) -> None:
+    text = "filename;a;part\n" + "\n".join(f"{i}.png;{i % 2};{SPLITS[i % 3]}" for i in range(30))
+    assert read(text, split={"column": "part"}).splits.tolist() == list(SPLITS) * 10
     with pytest.raises(BadInput, match="not train, val or test: row 2 'trian'"):
         read(text.replace("0.png;0;train", "0.png;0;trian"), split={"column": "part"})
 
 
-def test_a_users_own_split_may_not_tear_a_group(read: Write) -> None:
-    parts = ["train", "val", "test"]
-    text = "filename;a;part;module\n" + "\n".join(f"{i}.png;{i % 2};{parts[i % 3]};m{i % 3}" for i in range(30))
-    how = {"split": {"column": "part"}, "group": "module"}
-    assert len(read(text, **how).files) == 30
-    with pytest.raises(BadInput, match="1 group lies in more than one part: m0"):
-        read(text.replace("0.png;0;train;m0", "0.png;0;val;m0", 1), **how)
+def test_a_split_column_must_keep_a_group_in_one_split(read: Write) -> None:
+    text = "filename;a;part;module\n" + "\n".join(f"{i}.png;{i % 2};{SPLITS[i % 3]};m{i % 3}" for i in range(30))
+    data = {"split": {"column": "part"}, "group": "module"}
+    assert len(read(text, **data).files) == 30
+    with pytest.raises(BadInput, match="1 group lies in more than one split: m0"):
+        read(text.replace("0.png;0;train;m0", "0.png;0;val;m0", 1), **data)
 
 
-def test_rows_without_a_group_are_groups_of_their_own(read: Write) -> None:
+def test_every_row_without_a_group_is_its_own_group(read: Write) -> None:
     text = "filename;a;module\n" + "\n".join(f"{i}.png;{i % 2};" for i in range(30))
-    assert read(text, group="module").parts.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
+    assert read(text, group="module").splits.value_counts().to_dict() == {"train": 18, "val": 6, "test": 6}
 
 
-def test_a_part_without_positives_is_told(read: Write) -> None:
+def test_a_split_without_positives_is_reported(read: Write) -> None:
     one_positive = "filename;a\n" + "\n".join(f"{i}.png;{int(i == 0)}" for i in range(30))
-    with pytest.raises(BadInput, match=r"no positive image falls into the (train|val) part \(1 in all\)"):
+    with pytest.raises(BadInput, match=r"no positive image falls into the (train|val) split \(1 in all\)"):
         read(one_positive)
 
 
-def test_a_split_by_columns_of_its_own_does_not_change_with_the_tasks(read: Write) -> None:
+def test_a_split_stratified_by_given_columns_does_not_change_with_the_tasks(read: Write) -> None:
     bits = [[row >> bit & 1 for bit in range(4)] for row in range(30)]
     text = "filename;a;b;c;d\n" + "\n".join(f"{i}.png;{';'.join(map(str, row))}" for i, row in enumerate(bits))
-    some, more = {"a": {}}, {"d": {}, "b": {}, "a": {}}
+    one, more = {"a": {}}, {"d": {}, "b": {}, "a": {}}
     fixed: dict[str, Any] = {"split": {"stratify": ["a", "c", "d"]}}
-    for how in ({}, {"limit": 20}):
-        alone, together = (read(text, tasks=tasks, **fixed, **how) for tasks in (some, more))
+    for limit in ({}, {"limit": 20}):
+        alone, together = (read(text, tasks=tasks, **fixed, **limit) for tasks in (one, more))
         assert alone.files.equals(together.files)
-        assert alone.parts.equals(together.parts)
-    assert not read(text, tasks=some).parts.equals(read(text, tasks=more).parts)
+        assert alone.splits.equals(together.splits)
+    assert not read(text, tasks=one).splits.equals(read(text, tasks=more).splits)
 
 
-def test_columns_to_stratify_by_are_checked_like_labels(read: Write) -> None:
+def test_columns_to_stratify_by_are_checked_as_label_columns_are(read: Write) -> None:
     with pytest.raises(BadInput, match="no column 'c'"):
         read(rows(), split={"stratify": ["a", "c"]})
     with pytest.raises(BadInput, match=r"column 'c'.*not 0 or 1: row 2 'x'"):
         read(rows().replace(";a", ";a;c").replace("0.png;0", "0.png;0;x"), split={"stratify": ["c"]})
 
 
-def test_tasks_make_the_split_as_their_columns_would(read: Write) -> None:
+def test_the_default_split_is_stratified_by_the_columns_of_the_tasks(read: Write) -> None:
     text = "filename;a;b\n" + "\n".join(f"{i}.png;{i % 2};{i % 3 // 2}" for i in range(30))
-    assert read(text).parts.equals(read(text, split={"stratify": ["a", "b"]}).parts)
+    assert read(text).splits.equals(read(text, split={"stratify": ["a", "b"]}).splits)
 
 
 def test_a_limit_keeps_the_shares_of_the_combinations(read: Write) -> None:

@@ -1,4 +1,4 @@
-"""What people's folders hold: each file works, or is named in one report."""
+"""A folder of unusual and bad image files: each file either works or is named in one error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovr_ray.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 GOOD, BAD = 54, 6
-WHY = {
+REASONS = {
     "truncated.png": "damaged",
     "zero bytes.png": "the file is empty",
     "text.png": "not an image",
@@ -28,7 +28,7 @@ WHY = {
 
 @pytest.fixture
 def recipe(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Recipe:
-    """60 files, a tenth of them bad."""
+    """A recipe for a folder of 60 image files, a tenth of them bad."""
     folder = tmp_path / "odd"
     folder.mkdir()
     names = [*(name for number in range(GOOD // 9) for name in _good(folder, number)), *_bad(folder)]
@@ -39,7 +39,7 @@ def recipe(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Recipe:
 
 
 def _good(folder: Path, number: int) -> list[str]:
-    """The same gradient, 100 at its middle, in nine forms of different sizes."""
+    """Write one gradient, 100 at its middle, in nine formats; return the file names."""
     ramp = np.linspace(50, 150, 40 + number, dtype=np.uint8)[None].repeat(50 - number, 0)
     gray, sixteen = Image.fromarray(ramp), Image.fromarray(ramp.astype(np.uint16) * 257)
     exif = Image.Exif()
@@ -54,6 +54,7 @@ def _good(folder: Path, number: int) -> list[str]:
 
 
 def _bad(folder: Path) -> list[str]:
+    """Write the bad files that ``REASONS`` lists; return their names."""
     noise = Image.effect_noise((200, 200), 50)
     noise.save(folder / "truncated.png")
     (folder / "truncated.png").write_bytes((folder / "truncated.png").read_bytes()[:-900])
@@ -62,24 +63,24 @@ def _bad(folder: Path) -> list[str]:
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     noise.convert("F").save(folder / "float.tif")
     (folder / "überhaupt kein Bild.jpg").write_bytes(b"\xff\xd8\xff but no more")
-    return list(WHY)
+    return list(REASONS)
 
 
 def test_every_file_works_or_is_named(recipe: Recipe) -> None:
     images, table = load(read_labels(recipe.data, recipe.tasks), recipe.data, recipe.storage, memory=1e9)
     assert len(table.files) == GOOD + BAD
-    told = {table.files[row]: reason for row, reason in images.bad.items()}
-    assert told.keys() == WHY.keys()
-    assert all(WHY[name] in reason for name, reason in told.items())
+    named = {table.files[row]: reason for row, reason in images.bad.items()}
+    assert named.keys() == REASONS.keys()
+    assert all(REASONS[name] in reason for name, reason in named.items())
     for window in images.windows(~table.labels.isna().all(axis=1).to_numpy(), None):
-        for row, image in window.items():  # the ramp, whatever it was stored as
+        for row, image in window.items():  # the gradient, in whatever format it was stored
             assert image[0].mean() == pytest.approx(100, abs=2), table.files[row]
             assert image[0, :, 0].mean() < 60 < 140 < image[0, :, -1].mean(), table.files[row]
 
 
-def test_all_bad_files_are_in_one_report(recipe: Recipe) -> None:
+def test_all_bad_files_are_named_in_one_error(recipe: Recipe) -> None:
     data = recipe.data.model_copy(update={"on_bad_image": "error"})
     with pytest.raises(BadInput) as caught:
         load(read_labels(data, recipe.tasks), data, recipe.storage, memory=1e9)
     assert f"{BAD} of {GOOD + BAD} images cannot be decoded" in str(caught.value)
-    assert all(name in str(caught.value) for name in WHY)
+    assert all(name in str(caught.value) for name in REASONS)

@@ -11,10 +11,10 @@ from ovr_ray.images.preview import DRAWS, GAP, HEADING, SAMPLES, TILE, widest_au
 from ovr_ray.recipe import Augment, Recipe
 
 
-def test_every_combination_of_labels_has_its_samples_before_and_after(make_recipe: Callable[..., Recipe]) -> None:
+def test_every_combination_of_labels_is_shown_before_and_after_augmentation(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(augment={"brightness": 0.5})
     table = read_labels(recipe.data, recipe.tasks)
-    combinations = table.labels[table.parts == "train"].drop_duplicates()
+    combinations = table.labels[table.splits == "train"].drop_duplicates()
     sheet = np.asarray(contact_sheet(recipe, table))
     block = HEADING + (DRAWS + 1) * (TILE + GAP) + GAP
     assert sheet.shape == (HEADING + len(combinations) * block, SAMPLES * (TILE + GAP) + GAP, 3)
@@ -24,7 +24,7 @@ def test_every_combination_of_labels_has_its_samples_before_and_after(make_recip
     assert (rows[1] != rows[2]).any()
 
 
-def test_bad_files_are_passed_over(make_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path) -> None:
+def test_bad_files_are_left_out(make_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(cells, tmp_path / "cells"))
     for number in range(0, 80, 2):
         (folder / f"images/cell{number:02}.png").write_bytes(b"")
@@ -32,7 +32,7 @@ def test_bad_files_are_passed_over(make_recipe: Callable[..., Recipe], cells: Pa
     assert contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).height > TILE
 
 
-def test_changes_are_the_widest_that_any_trial_may_see(make_recipe: Callable[..., Recipe]) -> None:
+def test_augmentation_uses_the_widest_settings_that_any_trial_may_use(make_recipe: Callable[..., Recipe]) -> None:
     space = {"rotation": {"uniform": [0, 15]}, "horizontal_flip": 0.1}
     tasks = {"crack": {"space": space}, "inactive": {"default": {"brightness": 0.3}}}
     recipe = make_recipe(tasks=tasks, augment={"shift": 0.1, "horizontal_flip": 0.2})

@@ -12,7 +12,7 @@ import torch
 from upath import UPath
 
 from ovr_ray.joint import JointModel, write_torchscript
-from tests.conftest import BACKBONE
+from tests.support import BACKBONE
 from tests.joint.test_joint import images, sub_model
 
 SOURCE = Path(__file__).with_name("predict.cpp")

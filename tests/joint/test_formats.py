@@ -15,8 +15,8 @@ import ovr_ray
 from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.joint import METADATA, Ensemble, JointModel, load_torchscript, write_exported, write_torchscript
 from ovr_ray.joint.export import refuse_lacking_packages
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import BACKBONE
+from ovr_ray.run import RunFolder
+from tests.support import BACKBONE
 from tests.joint.test_joint import images, sub_model
 
 THE_EIGHT = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b3", "vgg16", "vgg19", "inception_v3")

@@ -16,8 +16,8 @@ from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
 from ovr_ray.model import SubModel, build, read_card
 from ovr_ray.model.backbones import head
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import BACKBONE
+from ovr_ray.run import RunFolder
+from tests.support import BACKBONE
 
 
 def sub_model(backbone: str, image_size: int, stored_size: int = 64, channels: int = 1) -> SubModel:
@@ -119,9 +119,9 @@ print(json.dumps({"labels": model.labels, "thresholds": model.thresholds.tolist(
 def test_a_process_that_has_torch_alone_can_use_the_joint_model(finished: RunFolder, tmp_path: Path) -> None:
     batch = images(size=(90, 110))
     torch.save(batch, tmp_path / "images.pt")
-    command = [sys.executable, "-c", STRANGER, str(finished.file("joint.pt")), str(tmp_path / "images.pt")]
+    command = [sys.executable, "-c", STRANGER, str((finished.path / "joint.pt")), str(tmp_path / "images.pt")]
     answer = json.loads(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout)
-    joint, _ = load_torchscript(finished.file("joint.pt").read_bytes())
+    joint, _ = load_torchscript((finished.path / "joint.pt").read_bytes())
     assert answer["labels"] == ["crack", "inactive"]
     assert np.allclose(answer["probabilities"], joint(batch).detach(), atol=1e-4)
     assert answer["decisions"] == joint.predict(batch).tolist()
@@ -129,7 +129,7 @@ def test_a_process_that_has_torch_alone_can_use_the_joint_model(finished: RunFol
 
 def test_the_winner_is_the_best_checkpoint_there_is(finished: RunFolder) -> None:
     metric = f"val_{finished.recipe().search.metric}"
-    for task, winner in json.loads(finished.file("winners.json").read_text()).items():
+    for task, winner in json.loads((finished.path / "winners.json").read_text()).items():
         cards = [read_card(c) for trial in finished.trials() for c in trial.checkpoints()]
         best = max(card.metrics[metric] for card in cards if card and card.task == task)
         assert winner["metrics"][metric] == best
@@ -148,7 +148,7 @@ def test_winners_are_picked_by_hand(run: RunFolder) -> None:
     for pick in ("1", "crack-0001", f"crack-0001@{epoch}", str(other)):
         model = ovr_ray.combine(run, {"crack": pick})
         assert model.metadata["winners"]["crack"].startswith("crack-0001")
-    assert json.loads(run.file("winners.json").read_text())["crack"]["epoch"] == epoch
+    assert json.loads((run.path / "winners.json").read_text())["crack"]["epoch"] == epoch
 
 
 @pytest.mark.parametrize("pick", ["99", "crack-0000@77", "inactive-0000", "/nowhere"])
@@ -173,15 +173,15 @@ def test_one_task_can_be_combined_alone(run: RunFolder) -> None:
 
 
 def test_a_half_written_checkpoint_never_wins(run: RunFolder) -> None:
-    winner = json.loads(run.file("winners.json").read_text())["crack"]["checkpoint"]
+    winner = json.loads((run.path / "winners.json").read_text())["crack"]["checkpoint"]
     weights = run.path / winner / "weights.pt"
     weights.write_bytes(weights.read_bytes()[:-1000])
     ovr_ray.combine(run)
-    assert json.loads(run.file("winners.json").read_text())["crack"]["checkpoint"] != winner
+    assert json.loads((run.path / "winners.json").read_text())["crack"]["checkpoint"] != winner
 
 
 def test_the_joint_model_tells_what_it_was_made_with(finished: RunFolder) -> None:
-    _, metadata = load_torchscript(finished.file("joint.pt").read_bytes())
+    _, metadata = load_torchscript((finished.path / "joint.pt").read_bytes())
     assert metadata["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metadata["recipe"]["name"] == "tiny"
     assert set(metadata["metrics"]) == {"crack", "inactive"}

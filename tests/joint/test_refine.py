@@ -15,8 +15,8 @@ from ovr_ray.images import read_labels
 from ovr_ray.joint import Ensemble, JointModel, Refinement, load_torchscript, winners, write_torchscript
 from ovr_ray.joint.refine import refine, table_of, validation_images
 from ovr_ray.model import SubModel, choose_threshold, f1_at, load_sub_model
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import BACKBONE
+from ovr_ray.run import RunFolder
+from tests.support import BACKBONE
 from tests.joint.test_joint import images, sub_model
 
 
@@ -79,7 +79,7 @@ def best_f1(run: RunFolder, task: str) -> float:
     """Of the winner on validation, computed anew: a hardly trained network's F1 hangs on its logits' last digits."""
     recipe, split, winner = run.recipe(), run.split(), winners.read(run)[task]
     names = split.filename[split.part == "val"]
-    labels = read_labels(recipe.data, recipe.tasks, split_too=False).named(names).labels[task].to_numpy()
+    labels = read_labels(recipe.data, recipe.tasks, with_split=False).named(names).labels[task].to_numpy()
     with torch.inference_mode():
         logits = load_sub_model(winner.checkpoint, winner.card)(validation_images(recipe.data, names.tolist())[0])
     probability = logits.sigmoid().numpy()
@@ -87,10 +87,10 @@ def best_f1(run: RunFolder, task: str) -> float:
 
 
 def test_combine_refines_and_says_what_each_step_gave(finished: RunFolder, tmp_path: Path) -> None:
-    plain = finished.file("winners.json").read_text()
+    plain = (finished.path / "winners.json").read_text()
     model = ovr_ray.combine(finished, output=str(tmp_path / "joint.pt"), refinement=ALL)
     told = json.loads((tmp_path / "winners.json").read_text())
-    assert finished.file("winners.json").read_text() == plain
+    assert (finished.path / "winners.json").read_text() == plain
     for task, winner in json.loads(plain).items():
         assert told[task]["members"][0] == f"{winner['trial']}@{winner['epoch']}"
         assert len({member.partition("@")[0] for member in told[task]["members"]}) == 2

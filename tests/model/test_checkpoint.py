@@ -10,7 +10,7 @@ from upath import UPath
 from ovr_ray.errors import BadInput
 from ovr_ray.model import Card, forget, load_sub_model, load_training, read_card, save
 from ovr_ray.recipe import Config
-from tests.conftest import BACKBONE
+from tests.support import BACKBONE
 
 CARD = Card(
     task="crack",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ovr_ray.model import SubModel, build, prepared
-from tests.conftest import BACKBONE
+from tests.support import BACKBONE
 
 
 def sub_model(channels: int = 1, stored_size: int = 48, image_size: int = 32) -> SubModel:

@@ -24,7 +24,7 @@ def test_every_image_that_counts_is_held_out_once_and_none_of_the_test_part(make
     recipe = make_recipe()
     table = table_of(recipe).without([0, 1])
     folds = assign(table, "crack", recipe.data, FOLDS, seed=0)
-    counts = (table.parts != "test") & table.labels.crack.notna()
+    counts = (table.splits != "test") & table.labels.crack.notna()
     assert ((folds != NONE) == counts).all()
     assert set(folds[counts]) == set(range(FOLDS))
     for number in range(FOLDS):

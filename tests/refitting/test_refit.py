@@ -20,8 +20,8 @@ from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.images import read_image, read_labels
 from ovr_ray.joint import Refinement, load_torchscript, winners
 from ovr_ray.model import choose_threshold, load_sub_model
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import PATIENCE, copy_run, end
+from ovr_ray.run import RunFolder
+from tests.support import PATIENCE, copy_run, end
 
 pytestmark = pytest.mark.slow
 FOLDS = 3  # of two, the images held out could be as many of each class as those trained on
@@ -30,7 +30,7 @@ TASK = "crack"
 
 def on_cpus(run: RunFolder) -> RunFolder:
     """The GPUs of the tests' Ray are declared only."""
-    recipe = run.file("recipe.yaml")
+    recipe = (run.path / "recipe.yaml")
     recipe.write_text(recipe.read_text().replace("gpu: auto", "gpu: 0"))
     return run
 
@@ -119,9 +119,9 @@ def test_folds_may_see_images_of_another_size_than_their_winner(run: RunFolder) 
     members = [winners.last_of(run.refit.fold(TASK, number)) for number in range(2)]
     assert [(m.card.image_size, m.card.config["image_size"]) for m in members if m] == [(24, 24)] * 2
     ovr_ray.combine(run, tasks=[TASK], source="refit")
-    model, _ = load_torchscript(run.file("joint.pt").read_bytes())
+    model, _ = load_torchscript((run.path / "joint.pt").read_bytes())
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 1)
-    assert json.loads(run.file("winners.json").read_text())[TASK]["config"]["image_size"] == 24
+    assert json.loads((run.path / "winners.json").read_text())[TASK]["config"]["image_size"] == 24
     ovr_ray.refit(run, 2, tasks=[TASK])  # goes on with what was begun
     with pytest.raises(BadInput, match=r"at 24 pixels, and would be from .* at 32 pixels now"):
         ovr_ray.refit(run, 2, tasks=[TASK], image_size=32)
@@ -149,7 +149,7 @@ def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
             ovr_ray.refit(run, image_size=size)
     last = next(t for t in run.trials() if t.record()["task"] == TASK and t.record()["status"] == "finished")
     ovr_ray.combine(run, {TASK: f"{last.name}@3"})
-    recipe = run.file("recipe.yaml")
+    recipe = (run.path / "recipe.yaml")
     whole = recipe.read_text()
     recipe.write_text(whole.replace("max_epochs: 3", "max_epochs: 1"))
     with pytest.raises(BadInput, match="has 3 epochs, this run's trials have 1 at most"):
@@ -159,7 +159,7 @@ def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
     with pytest.raises(BadInput, match="--folds 60, task 'crack': needs images of both classes"):
         ovr_ray.refit(run, 60, tasks=[TASK])
     assert not run.refit.record()  # another number may be tried
-    run.file("winners.json").unlink()
+    (run.path / "winners.json").unlink()
     for trial in run.trials():
         trial.write_record(trial.record() | {"status": "failed", "reason": "CUDA out of memory"})
     with pytest.raises(RunFailed, match="no trial of task 'crack' came to its end"):
@@ -171,7 +171,7 @@ def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of
     table = out_of_fold(run)
     probability = torch.from_numpy(table.logit.to_numpy(copy=True)).sigmoid().numpy()
     expected = pytest.approx([choose_threshold(table.label.to_numpy(), probability)], abs=1e-5)
-    joint, metadata = load_torchscript(run.file("joint.pt").read_bytes())
+    joint, metadata = load_torchscript((run.path / "joint.pt").read_bytes())
     assert metadata["thresholds"] == expected
     assert joint.thresholds.tolist() == expected
     assert metadata["winners"][TASK].startswith(f"mean of {FOLDS} folds of crack-000")
@@ -181,12 +181,12 @@ def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of
     with torch.inference_mode():
         mean = torch.stack([load_sub_model(m.checkpoint, m.card)(batch) for m in members if m]).mean(0)
         assert torch.allclose(joint(batch)[:, 0], mean.sigmoid(), atol=1e-4)
-    told = json.loads(run.file("winners.json").read_text())[TASK]
+    told = json.loads((run.path / "winners.json").read_text())[TASK]
     assert told["from"] == "refit"
     assert [name.partition("@")[0] for name in told["members"]] == [f"{TASK}-fold-{number}" for number in range(FOLDS)]
     metrics = ovr_ray.evaluate(model)
     assert "validation" not in metrics  # it was trained on that
-    assert set(pd.read_csv(run.file("predictions.csv").open(), sep=";").part) == {"test"}
+    assert set(pd.read_csv((run.path / "predictions.csv").open(), sep=";").part) == {"test"}
     assert "The joint model has the mean of crack-fold-0@" in ovr_ray.report(run).read_text()
 
 
@@ -228,7 +228,7 @@ def test_two_workers_see_all_images_of_every_epoch_together(finished: RunFolder,
 @pytest.mark.long
 def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path) -> None:
     run = on_cpus(copy_run(finished, tmp_path))
-    command = [sys.executable, "-m", "ovr_ray.cli", "refit", str(run.path), "--folds", "2"]
+    command = [sys.executable, "-m", "ovr_ray.commands.cli", "refit", str(run.path), "--folds", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     folds = [run.refit.fold(task, number) for task in run.recipe().tasks for number in range(2)]

@@ -14,8 +14,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ovr_ray
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import copy_run
+from ovr_ray.run import RunFolder
+from tests.support import copy_run
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import ovr_ray
 from ovr_ray import cluster
-from ovr_ray.cli import app
+from ovr_ray.commands.cli import app
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
 from ovr_ray.results.predict import Model, in_turn
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_images_of_many_sizes_and_bad_ones_keep_their_places(finished: RunFolder
     (tmp_path / "40.png").write_text("not an image")
     table = ovr_ray.predict(finished, [str(tmp_path)])
     assert table.index[table.error != ""].tolist() == [40]
-    joint, _ = load_torchscript(finished.file("joint.pt").read_bytes())
+    joint, _ = load_torchscript((finished.path / "joint.pt").read_bytes())
     for number in (0, 33, 39, 41, 74):
         alone = joint(torch.from_numpy(read_image(table.filename[number], "gray"))[None])
         assert table.crack_probability[number] == pytest.approx(alone[0, 0].item(), abs=1e-5)

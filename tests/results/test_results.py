@@ -20,15 +20,15 @@ from ovr_ray.joint import load_torchscript
 from ovr_ray.model import Confusion
 from ovr_ray.results import answers_of
 from ovr_ray.results.evaluate import table_of
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import copy_run
+from ovr_ray.run import RunFolder
+from tests.support import copy_run
 
 
 def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFolder, cells: Path) -> None:
     table = ovr_ray.predict(finished, [str(cells / "images")])
     assert len(table) == 80
     assert list(table) == ["filename", "crack_probability", "crack", "inactive_probability", "inactive", "error"]
-    joint, _ = load_torchscript(finished.file("joint.pt").read_bytes())
+    joint, _ = load_torchscript((finished.path / "joint.pt").read_bytes())
     files = [read_image(name, "gray") for name in table.filename]
     expected = joint(torch.from_numpy(np.stack(files))).detach().numpy()
     assert np.allclose(table[["crack_probability", "inactive_probability"]], expected, atol=1e-4)
@@ -57,7 +57,7 @@ def test_a_missing_model_is_told(tmp_path: Path) -> None:
 
 
 def test_the_test_part_is_scored_as_by_hand(finished: RunFolder, cells: Path) -> None:
-    metrics = json.loads(finished.file("metrics.json").read_text())
+    metrics = json.loads((finished.path / "metrics.json").read_text())
     split = finished.split()
     test = split.filename[split.part == "test"]
     labels = pd.read_csv(cells / "data.csv", sep=";", index_col="filename").loc[test]
@@ -83,7 +83,7 @@ def test_other_labels_are_scored_too(finished: RunFolder, cells: Path, tmp_path:
 
 
 def test_a_model_outside_of_a_run_has_no_test_part(finished: RunFolder, tmp_path: Path) -> None:
-    shutil.copy(str(finished.file("joint.pt")), tmp_path / "joint.pt")
+    shutil.copy(str((finished.path / "joint.pt")), tmp_path / "joint.pt")
     with pytest.raises(BadInput, match="no test part to evaluate on"):
         ovr_ray.evaluate(tmp_path / "joint.pt")
 
@@ -110,7 +110,7 @@ print(ray.is_initialized(), table.to_json())
 def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(finished: RunFolder, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
     split = run.split()
-    split[split.part != "test"].to_csv(run.file("split.csv"), sep=";", index=False)
+    split[split.part != "test"].to_csv((run.path / "split.csv"), sep=";", index=False)
     result = ovr_ray.evaluate(run)
     assert (result["part"], result["images"]) == ("val", 16)
     console = Console(record=True, width=200)
@@ -118,7 +118,7 @@ def test_without_a_test_part_a_run_is_scored_on_validation_and_says_so(finished:
     assert "16 images, val part" in (told := console.export_text())
     assert "no test part" in told
     ovr_ray.report(run)
-    assert "<th>val F1</th>" in run.file("report.html").read_text()
+    assert "<th>val F1</th>" in (run.path / "report.html").read_text()
 
 
 def test_of_many_labels_a_terminal_shows_those_that_are_there() -> None:

@@ -10,8 +10,8 @@ import pytest
 import ovr_ray
 from data.synthetic import generate
 from ovr_ray.recipe import parse
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import plain_recipe
+from ovr_ray.run import RunFolder
+from tests.support import plain_recipe
 
 MEASURED_ANEW = ["images_per_s", "time"]
 

@@ -23,8 +23,8 @@ from ovr_ray import cluster
 from ovr_ray.errors import BadInput
 from ovr_ray.model import learning_rate
 from ovr_ray.recipe import Config, Recipe, Resources, parse
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe
+from ovr_ray.run import RunFolder
+from tests.support import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe
 
 METRICS = {
     "train_loss",
@@ -180,10 +180,10 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
     signal_workers(search.process.pid, signal.SIGSTOP)  # to be found at work, however busy the machine is
-    begun = search.run.file("recipe.yaml").read_text()
+    begun = (search.run.path / "recipe.yaml").read_text()
     with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is at work in it"):
         second_search(parse(recipe | {"checkpoints": {"keep": 5}}))
-    assert search.run.file("recipe.yaml").read_text() == begun
+    assert (search.run.path / "recipe.yaml").read_text() == begun
     signal_workers(search.process.pid, signal.SIGCONT)
     search.process.send_signal(signal.SIGINT)
     told = search.output()
@@ -252,7 +252,7 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
         told = search.output()
         assert search.process.returncode == 0, told
         assert "The time budget is spent" in told
-        spent = json.loads(search.run.file("search.json").read_text())["seconds"]  # its own, without Ray's start
+        spent = json.loads((search.run.path / "search.json").read_text())["seconds"]  # its own, without Ray's start
         assert spent < budget + 15
         (trial,) = search.run.trials()
         assert trial.record()["status"] == "unfinished"
@@ -323,6 +323,6 @@ def signal_workers(driver: int, number: signal.Signals) -> None:
 
 
 def test_what_a_run_says_is_plain_json(finished: RunFolder) -> None:
-    winners = json.loads(finished.file("winners.json").read_text())
+    winners = json.loads((finished.path / "winners.json").read_text())
     assert set(winners["crack"]) == {"trial", "config", "epoch", "metrics", "threshold", "checkpoint"}
     assert (finished.path / winners["crack"]["checkpoint"] / "sub_model.json").exists()

@@ -17,9 +17,9 @@ from upath import UPath
 import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run_folder import RunFolder, TrialFolder
+from ovr_ray.run import RunFolder, TrialFolder
 from ovr_ray.search.trackers import refuse_lacking_packages, tracking
-from tests.conftest import BACKBONE, free_port, plain_recipe
+from tests.support import BACKBONE, free_port, plain_recipe
 from tests.search.test_run import scalars
 
 STAGES = {1: 1e-3, 2: 1e-4}
@@ -142,7 +142,7 @@ def test_trials_that_ctrl_c_stopped_are_ended_and_a_lost_tracker_stops_no_search
     assert told.info.status == "FAILED"
     with tracking(recipe, run, console) as (tracker,):
         tracker.on_trial_start(0, [], trial)
-        run.file("mlflow.db").write_bytes(b"no database" * 1000)
+        (run.path / "mlflow.db").write_bytes(b"no database" * 1000)
         for epoch in (1, 2):
             tracker.on_trial_result(0, [], trial, {"epoch": epoch, "val_f1": 0.5})
         tracker.on_trial_complete(0, [], trial)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder
+from ovr_ray.run import RunFolder
 from ovr_ray.search.trial import Job
-from ovr_ray.session import Session, in_parts
-from tests.conftest import BACKBONE, EVERY_OPTION
+from ovr_ray.training.session import Session, in_parts
+from tests.support import BACKBONE, EVERY_OPTION
 from tests.model.test_training import IMAGES, batches
 
 BATCH = 16

@@ -15,14 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import ovr_ray
-from ovr_ray.cli import app
+from ovr_ray.commands.cli import app
 from ovr_ray.errors import BadInput
 from ovr_ray.joint import winners
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run_folder import RunFolder, Status
+from ovr_ray.run import RunFolder, Status
 from ovr_ray.search.ledger import Trial
 from ovr_ray.search.warm_start import FILE, WarmStart, begin_with
-from tests.conftest import copy_run
+from tests.support import copy_run
 from tests.search.test_multiplex import Driver, end_plainly, run_down, unlimited
 
 Make = Callable[..., Recipe]

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
 from ovr_ray.model.backbones import head
 from ovr_ray.recipe import Config
-from tests.conftest import BACKBONE, EVERY_OPTION
+from tests.support import BACKBONE, EVERY_OPTION
 
 CPU = torch.device("cpu")
 METRICS = {

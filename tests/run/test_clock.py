@@ -12,9 +12,9 @@ import pytest
 from upath import UPath
 
 from ovr_ray.errors import BadInput
-from ovr_ray.run_folder import RunFolder
-from ovr_ray.search import clock
-from ovr_ray.search.clock import Clock
+from ovr_ray.run import RunFolder
+from ovr_ray.run import clock
+from ovr_ray.run import Clock
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def sign(run: RunFolder, process: int, host: str = "") -> None:
     told = {"seconds": 7.0, "time": time.time(), "host": host or socket.gethostname(), "process": process}
-    run.file("search.json").write_text(json.dumps(told))
+    (run.path / "search.json").write_text(json.dumps(told))
 
 
 def test_time_adds_up_over_sessions_and_between_them_it_stands(run: RunFolder) -> None:
@@ -39,7 +39,7 @@ def test_time_adds_up_over_sessions_and_between_them_it_stands(run: RunFolder) -
 def test_a_second_search_is_refused_while_the_first_is_alive(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "SAVE_EVERY", 0.2)
     with Clock(run).ticking():
-        while not run.file("search.json").exists():
+        while not (run.path / "search.json").exists():
             time.sleep(0.01)
         with pytest.raises(BadInput, match=f"process {os.getpid()} on {socket.gethostname()} is at work in it"):
             Clock(run).refuse_a_second_search()

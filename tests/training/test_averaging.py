@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ovr_ray.model import SubModel
-from ovr_ray.model.averaging import averaged
+from ovr_ray.training.averaging import averaged
 
 
 def followed(decay: float, values: list[float]) -> list[tuple[float, float, int]]:

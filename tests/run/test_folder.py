@@ -12,7 +12,8 @@ import ray
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
-from ovr_ray.run_folder import RunFolder, storage_errors, write_whole
+from ovr_ray.run import RunFolder
+from ovr_ray.storage import storage_errors, write_whole
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 
@@ -65,7 +66,7 @@ def test_null_is_not_the_same_as_nothing(begun: RunFolder, make_recipe: Callable
 def test_the_versions_are_those_that_the_search_began_with(
     begun: RunFolder, make_recipe: Callable[..., Recipe]
 ) -> None:
-    file = begun.file("recipe.yaml")
+    file = (begun.path / "recipe.yaml")
     file.write_text(file.read_text().replace(f"ray: {ray.__version__}", "ray: 1.2.3"))
     begun.begin(make_recipe(), "fingerprint", SPLIT)
     assert begun.made_with()["versions"]["ray"] == "1.2.3"

@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 import ovr_ray
-from ovr_ray.cli import app, main
-from ovr_ray.run_folder import RunFolder
-from tests.conftest import PATIENCE, plain_recipe
+from ovr_ray.commands.cli import app, main
+from ovr_ray.run import RunFolder
+from tests.support import PATIENCE, plain_recipe
 
 VERBS = [
     "init",
@@ -36,7 +36,7 @@ JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovr_ray.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "ovr_ray.commands.cli", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "120"}
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
@@ -54,7 +54,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
     code = """
 import sys
 sys.argv = ["ovr-ray", "--help"]
-from ovr_ray.cli import main
+from ovr_ray.commands.cli import main
 try:
     main()
 finally:

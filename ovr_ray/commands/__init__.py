@@ -1,0 +1,1 @@
+"""The command line, and the verbs behind it. Heavy imports happen inside the verbs."""

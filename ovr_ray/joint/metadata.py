@@ -1,0 +1,30 @@
+"""What a joint model's file says of itself, as a type."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ovr_ray.choices import Split
+from ovr_ray.run import EnsembleRecord, MadeWith
+
+METADATA: Final = "ovr_ray.json"
+"""Name of the extra file inside ``joint.pt`` and ``joint.pt2``, and of the property of ``joint.onnx``."""
+
+
+class JointMetadata(MadeWith):
+    """The metadata of a joint model (:data:`METADATA`)."""
+
+    labels: list[str]
+    """Tasks, in the order of the output's columns."""
+    thresholds: list[float]
+    """Probability from which each task's answer is yes."""
+    winners: dict[str, str]
+    """Task -> what its answer is made of, in words."""
+    metrics: dict[str, dict[str, Any]]
+    """Task -> metrics of its winner; see :class:`~ovr_ray.run.WinnerRecord`."""
+    recipe: dict[str, Any]
+    """The recipe of the run, as plain YAML types."""
+    refinement: dict[str, EnsembleRecord] = {}
+    """Task -> its ensemble, where it is more than one checkpoint."""
+    trained_on: list[Split] = ["train"]
+    """Splits that the sub-models have seen; models of older versions do not say so."""

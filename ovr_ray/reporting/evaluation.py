@@ -1,0 +1,118 @@
+"""The files that ``ovr-ray evaluate`` writes into a run folder, as types."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field
+
+from ovr_ray.choices import Split
+from ovr_ray.run import Record, RunFolder, metrics_beside, predictions_beside
+from ovr_ray.storage import read_if_there
+
+Interval = tuple[float, float]
+"""The lower and the upper end of a 95 % interval."""
+
+
+class TaskScore(Record):
+    """The scores of one task on one split (in ``metrics.json``)."""
+
+    threshold: float
+    images: int
+    """Number of images with a label that could be read."""
+    positives: int
+    prevalence: float
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+    sensitivity: float
+    specificity: float
+    precision: float
+    npv: float
+    fpr: float
+    fdr: float
+    fnr: float
+    accuracy: float
+    f1: float
+    mcc: float
+    f1_interval: Interval
+    average_precision: float
+    average_precision_interval: Interval
+
+
+class Metrics(Record):
+    """The content of ``metrics.json``."""
+
+    split: Literal["val", "test", "all"] = Field(alias="part")
+    """The split that is scored in ``tasks``; "all": other labels than the run's."""
+    model_digest: str
+    """SHA-256 of the joint model's file, in hexadecimal."""
+    average_f1: float
+    tasks: dict[str, TaskScore]
+    validation: dict[str, TaskScore] = {}
+    """The scores on the validation split; empty if the sub-models were trained on it."""
+
+
+class NotEvaluated(StrEnum):
+    """Why the page shows no decisions."""
+
+    NO_MODEL = "No joint model yet. Run ovr-ray combine, ovr-ray evaluate and ovr-ray report to show its decisions."
+    NO_METRICS = "joint.pt has not been evaluated. Run ovr-ray evaluate, then ovr-ray report, to show its decisions."
+    OTHER_LABELS = (
+        "metrics.json holds scores on other labels than the run's. "
+        "Run ovr-ray evaluate without --labels, then ovr-ray report, to show the decisions."
+    )
+    OUTDATED = (
+        "joint.pt has changed since it was evaluated. "
+        "Run ovr-ray evaluate, then ovr-ray report, to show its decisions."
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores and the answers of a run's joint model.
+
+    Attributes
+    ----------
+    split : "test" or "val"
+        The split that counts: val if the run has no test split.
+    metrics : Metrics
+    predictions : DataFrame
+        ``predictions.csv``: filename, part (the split), error, and per task the label and the probability.
+    """
+
+    split: Split
+    metrics: Metrics
+    predictions: pd.DataFrame
+
+    def scores(self, task: str) -> dict[Split, TaskScore]:
+        """Return the scores of a task by split, validation first; empty if the joint model does not answer the task."""
+        by_split: dict[Split, dict[str, TaskScore]] = {"val": self.metrics.validation, self.split: self.metrics.tasks}
+        return {split: scores[task] for split, scores in by_split.items() if task in scores}
+
+
+def read_evaluation(run: RunFolder) -> Evaluation | NotEvaluated:
+    """Read the evaluation of the joint model that is in the run folder now, or return why there is none."""
+    model = run.joint_model
+    predictions = predictions_beside(metrics_beside(model))
+    if not model.exists():
+        return NotEvaluated.NO_MODEL
+    text = read_if_there(metrics_beside(model))
+    if text is None or not predictions.exists():
+        return NotEvaluated.NO_METRICS
+    metrics = Metrics.from_json(text)
+    if metrics.split == "all":
+        return NotEvaluated.OTHER_LABELS
+    if metrics.model_digest != hashlib.sha256(model.read_bytes()).hexdigest():
+        return NotEvaluated.OUTDATED
+    with predictions.open(encoding="utf-8", newline="") as opened:
+        # only an empty field is a missing value: a file may be called NA
+        table = pd.read_csv(
+            opened, sep=";", dtype={"filename": str, "error": str}, keep_default_na=False, na_values=[""]
+        )
+    return Evaluation(metrics.split, metrics, table.fillna({"error": ""}))
