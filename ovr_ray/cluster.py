@@ -54,6 +54,7 @@ def connected(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
         yield
         return
     with ray_quirks.environment(ray_quirks.ON_START):
+        ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)
         imports = threading.Thread(target=meanwhile, daemon=True) if meanwhile else None
         if imports:  # the other way round does not work: Ray's processes end with the thread that started them
             imports.start()
@@ -63,7 +64,7 @@ def connected(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
         from ray.data import DataContext  # seconds of imports, done by now in the other thread
 
         DataContext.get_current().enable_progress_bars = False
-        ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)  # only now: importing ray.data sets its own levels
+        ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)  # again: importing ray.data sets levels of its own
         try:
             yield
         finally:

@@ -2,10 +2,11 @@
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
+const SPLITS = { train: "training", val: "validation" };
 const METRICS = { loss: "loss", f1: "F1", sensitivity: "sensitivity (recall)", specificity: "specificity",
   precision: "precision", npv: "NPV", fpr: "FPR", fdr: "FDR", fnr: "FNR", accuracy: "accuracy", mcc: "MCC" };
 
-// Plots take their colours from the page, so that both are light, dark or printed alike.
+// Plots take their colours from the page, so that they match it in the light theme, in the dark theme and in print.
 function color(name) { return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim(); }
 
 function themed(layout) {
@@ -30,7 +31,7 @@ function draw(element, figure) {
 function redraw() { for (const [element, figure] of drawn) draw(element, figure); }
 dark.addEventListener("change", redraw);
 
-// Twenty tasks have hundreds of plots: each is drawn when it comes into view, and all before printing.
+// Twenty tasks have hundreds of plots, so each is drawn when it comes into view; before printing, all are drawn.
 const waiting = new Map(); // element -> figure
 function drawWaiting(element) {
   if (!waiting.has(element)) return;
@@ -44,7 +45,7 @@ function later(element, figure) {
   waiting.set(element, figure);
   seen.observe(element);
 }
-// A class, as the style of @media print does not hold yet when the plots are drawn for it.
+// A class sets the colours of print, because @media print does not apply yet when the plots are drawn.
 function print(on) {
   document.documentElement.classList.toggle("printing", on);
   if (on) [...waiting.keys()].forEach(drawWaiting);
@@ -56,9 +57,9 @@ addEventListener("afterprint", () => print(false));
 for (const element of document.querySelectorAll("[data-figure].plot")) later(element, figures[element.dataset.figure]);
 
 function epochFigure(curves, metric) {
-  const line = (part) => ({ x: curves.epoch, y: curves[part][metric], name: part, type: "scatter", mode: "lines+markers",
-    line: { color: color(part), width: 2 }, marker: { size: 4 } });
-  return { data: ["train", "val"].map(line), layout: { showlegend: false, hovermode: "x unified", margin: { l: 36, r: 6, t: 6, b: 24 } } };
+  const line = ([split, name]) => ({ x: curves.epoch, y: curves[split][metric], name, type: "scatter", mode: "lines+markers",
+    line: { color: color(split), width: 2 }, marker: { size: 4 } });
+  return { data: Object.entries(SPLITS).map(line), layout: { showlegend: false, hovermode: "x unified", margin: { l: 36, r: 6, t: 6, b: 24 } } };
 }
 
 for (const select of document.querySelectorAll("select.epochs")) {
