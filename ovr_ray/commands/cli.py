@@ -9,44 +9,28 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ovr_ray.choices import FOLDS, LEAST_IMAGE_SIZE, Calibration, ExportFormat, Source, TableFormat
-from ovr_ray.commands.telling import (
-    print_answers,
-    print_counts,
-    print_metrics,
-    print_parts,
-    print_unreadable,
-    print_winners,
+from ovr_ray.commands import telling
+from ovr_ray.commands.arguments import (
+    Extensions,
+    ModelPath,
+    Overrides,
+    RecipePath,
+    RunPath,
+    Tasks,
+    WarmStarts,
+    check_output,
+    is_folder,
+    read_picks,
+    read_recipe,
 )
 from ovr_ray.errors import BadInput, Fault, OvrRayError
 
-if TYPE_CHECKING:
-    from ovr_ray.recipe import Recipe
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-RecipePath = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="YAML file; every field: jobs/recipes/reference.yaml")
-]
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <storage>/<name>")]
-ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="e.g. --set search.max_epochs=3")]
-Extensions = Annotated[
-    list[str], typer.Option("--extend", metavar="TASK=+N", help="N trials more than the recipe says (repeatable)")
-]
-WarmStarts = Annotated[
-    list[str],
-    typer.Option(
-        "--warm-start",
-        metavar="RUN[:TASK=OTHER]",
-        help="a new search knows this run's trials: each task those of the task of its name, or TASK those of OTHER",
-    ),
-]
-Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="only this task (repeatable)")]
 
 
 @app.callback()
@@ -65,7 +49,7 @@ def init(
     """Write a starter recipe for a label file."""
     from ovr_ray.commands import verbs
 
-    _check_output(output)
+    check_output(output)
     if output.exists():
         raise BadInput(Fault(str(output), "is there already", "remove it, or give another --output"))
     output.write_text(verbs.init(labels, images), encoding="utf-8")
@@ -77,13 +61,13 @@ def check(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
     """Find everything that is wrong with a recipe, its labels and its images. Trains nothing."""
     from ovr_ray.commands import verbs
 
-    print_counts(recipe, verbs.check(_recipe(recipe, overrides)))
+    telling.print_counts(recipe, verbs.check(read_recipe(recipe, overrides)))
 
 
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
     """Decode all images into shards below the storage, where every later run finds them."""
-    asked = _recipe(recipe, overrides)
+    asked = read_recipe(recipe, overrides)
     with _on_cluster() as verbs:
         images = verbs.prepare(asked)
     size = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
@@ -100,10 +84,10 @@ def preview(
     """Draw a contact sheet: samples of every combination of labels, as they are stored and augmented."""
     from ovr_ray.commands import verbs
 
-    _check_output(output)
+    check_output(output)
     if output.suffix.lower() != ".png":
         raise BadInput(Fault(f"--output {output}", "is not a .png"))
-    verbs.preview(_recipe(recipe, overrides), output)
+    verbs.preview(read_recipe(recipe, overrides), output)
     typer.echo(str(output))
 
 
@@ -116,7 +100,7 @@ def tune(
     warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Search every task at once, or resume an interrupted search."""
-    asked = _recipe(recipe, overrides, extend)
+    asked = read_recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
         run = verbs.tune(asked, task, warm_start)
     typer.echo(f"{run.path}: next: ovr-ray combine {run.path}")
@@ -157,25 +141,21 @@ def combine(
     output: Annotated[str | None, typer.Option(help="file of the model [RUN/joint.pt]")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of this many trials per task")] = 1,
     flip_average: Annotated[bool, typer.Option("--flip-average", help="average over an image's four flips")] = False,
-    calibrate: Annotated[
-        Calibration | None, typer.Option(help="make probabilities match frequencies")
-    ] = None,
+    calibrate: Annotated[Calibration | None, typer.Option(help="make probabilities match frequencies")] = None,
     also: Annotated[
         Literal["torchscript", ExportFormat], typer.Option("--format", help="beside TorchScript, write it as this")
     ] = "torchscript",
-    source: Annotated[
-        Source, typer.Option("--from", help="the best checkpoints, or their refit's folds")
-    ] = "search",
+    source: Annotated[Source, typer.Option("--from", help="the best checkpoints, or their refit's folds")] = "search",
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
     from ovr_ray import joint
     from ovr_ray.commands import verbs
 
-    _check_output(output)
+    check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
     formats = [] if also == "torchscript" else [also]
-    model = verbs.combine(run, _picks(pick), task, output, refinement, formats, source)
-    print_winners(model.metadata)
+    model = verbs.combine(run, read_picks(pick), task, output, refinement, formats, source)
+    telling.print_winners(model.metadata)
     for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
         typer.echo(str(file))
 
@@ -190,8 +170,8 @@ def evaluate(
     """Score a joint model on images that no trial has seen."""
     from ovr_ray.commands import verbs
 
-    _check_output(output)
-    print_metrics(verbs.evaluate(model, labels, images, output))
+    check_output(output)
+    telling.print_metrics(verbs.evaluate(model, labels, images, output))
 
 
 @app.command()
@@ -216,20 +196,20 @@ def predict(
     from ovr_ray import results
     from ovr_ray.commands import verbs
 
-    in_parts = _is_folder(output)
+    in_parts = is_folder(output)
     if form and not in_parts:
         raise BadInput(Fault(f"--format {form}", "is for a folder of parts", "give --output DIR"))
-    _check_output(output)
+    check_output(output)
     opened = results.SavedModel(model)
     if output and in_parts:
-        print_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
+        telling.print_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
         return
     table = verbs.predict(opened, paths, images)
     if output:
         results.write_table(table, UPath(output))
     else:
-        print_answers(table, opened.metadata.labels)
-    print_unreadable(int((table.error != "").sum()), len(table))
+        telling.print_answers(table, opened.metadata.labels)
+    telling.print_unreadable(int((table.error != "").sum()), len(table))
     if output:
         typer.echo(f"{output}: {len(table)} images", err=True)
 
@@ -251,10 +231,10 @@ def run(
     warm_start: WarmStarts = [],  # noqa: B006
 ) -> None:
     """Tune, combine, evaluate and report."""
-    asked = _recipe(recipe, overrides, extend)
+    asked = read_recipe(recipe, overrides, extend)
     with _on_cluster() as verbs:
         metrics = verbs.run(asked, task, warm_start)
-    print_metrics(metrics)
+    telling.print_metrics(metrics)
     typer.echo(f"{metrics['model']}: the joint model")
     typer.echo(f"{metrics['report']}: the search, its winners and their mistakes, as a page")
 
@@ -273,8 +253,7 @@ def submit(
     """Tune, combine, evaluate and report as jobs on a cluster; follow them, and fetch the model home."""
     from ovr_ray.commands import verbs
 
-    home = verbs.submit(_recipe(recipe, overrides), address, task, output, install)
-    typer.echo(f"{home / 'joint.pt'}: the joint model")
+    typer.echo(f"{verbs.submit(read_recipe(recipe, overrides), address, task, output, install)}: the joint model")
 
 
 @contextmanager
@@ -286,42 +265,6 @@ def _on_cluster() -> Iterator[ModuleType]:
         from ovr_ray.commands import verbs
 
         yield verbs
-
-
-def _is_folder(output: str | None) -> bool:
-    """Return whether predictions go into a folder of parts; raises :class:`BadInput` for a file of another kind."""
-    if output is None or output.endswith((".csv", ".parquet")):
-        return False
-    if Path(output).suffix and not output.endswith("/") and not Path(output).is_dir():
-        raise BadInput(Fault(f"--output {output}", "is neither .csv nor .parquet", "a folder's name may end in /"))
-    return True
-
-
-def _check_output(output: str | Path | None) -> None:
-    """Raise :class:`BadInput`, before any work, if the folder of the result does not exist or is a job's own."""
-    if output is None or "://" in str(output):
-        return
-    if not Path(output).absolute().parent.is_dir():
-        raise BadInput(Fault(f"--output {output}", "its folder does not exist"))
-    if Path(output).is_absolute():
-        return
-    from ovr_ray import ray_quirks
-
-    if ray_quirks.in_job():
-        raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
-
-
-def _recipe(path: str, overrides: list[str], extensions: list[str] = []) -> Recipe:  # noqa: B006
-    from ovr_ray.recipe import extended, load
-
-    return extended(load(path, overrides), extensions)
-
-
-def _picks(picks: list[str]) -> dict[str, str]:
-    pairs = [pick.partition("=") for pick in picks]
-    if wrong := [pick for pick, (_, _, trial) in zip(picks, pairs, strict=True) if not trial]:
-        raise BadInput([Fault(f"--pick {pick}", "is not of the form TASK=TRIAL[@EPOCH]") for pick in wrong])
-    return {task: trial for task, _, trial in pairs}
 
 
 def main(verb: str | None = None) -> None:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from upath import UPath
 
-from ovr_ray.choices import Color
 from ovr_ray.model import prepared
+from ovr_ray.recipe import Color
 from ovr_ray.storage import storage_errors
 
 # set for the whole process, because catch_warnings is not thread-safe; decode reports such images itself

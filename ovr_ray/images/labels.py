@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 from upath import UPath
 
-from ovr_ray.choices import Split
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.files import stamps
 from ovr_ray.images.splitting import limited, split
 from ovr_ray.images.tables import read_table
-from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Task
+from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Split, Task
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 10

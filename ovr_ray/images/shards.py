@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from ovr_ray.choices import Color
 from ovr_ray.images.decoding import BadImage, UnreadableImage, decode, read_file
 from ovr_ray.images.files import stamps
 from ovr_ray.images.labels import LabelTable
-from ovr_ray.recipe import Data
+from ovr_ray.recipe import Color, Data
 from ovr_ray.storage import storage_errors, write_whole
 
 SHARD_BYTES = 32 << 20

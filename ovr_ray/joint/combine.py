@@ -9,7 +9,6 @@ from typing import Final, assert_never
 import torch
 from upath import UPath
 
-from ovr_ray.choices import ExportFormat, Source, Split
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import BadImage, read_image, read_labels
 from ovr_ray.joint.export import refuse_lacking_packages, write_exported, write_torchscript
@@ -18,14 +17,14 @@ from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_folds, validation_images
 from ovr_ray.joint.winners import Winner, last_of, ranked, refuse_unknown
 from ovr_ray.model import SubModel, load_sub_model
-from ovr_ray.recipe import Recipe
+from ovr_ray.recipe import ExportFormat, Recipe, Source, Split
 from ovr_ray.run import EnsembleRecord, RunFolder, WinnerRecord, write_winners
 from ovr_ray.storage import side_by_side
 
 PROVEN_ON: Final = 8
 """Number of validation images that a joint model is proven on."""
 
-SEEN: Final[Mapping[Source, list[Split]]] = {"search": ["train"], "refit": ["train", "val"]}
+SEEN: Final[Mapping[Source, tuple[Split, ...]]] = {"search": ("train",), "refit": ("train", "val")}
 """Splits that the networks of a joint model were trained on, by its source."""
 
 

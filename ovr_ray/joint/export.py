@@ -19,11 +19,11 @@ import torch
 from torch.export import Dim
 from upath import UPath
 
-from ovr_ray.choices import ExportFormat
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.joint.metadata import METADATA, JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.model import SubModel, prepared
+from ovr_ray.recipe import ExportFormat
 from ovr_ray.storage import write_whole
 
 TOLERANCE: Final = 1e-4
@@ -40,9 +40,7 @@ def refuse_lacking_packages(formats: Collection[ExportFormat]) -> None:
         raise BadInput(Fault("--format onnx", f"needs {', '.join(lacking)}", "pip install 'ovr-ray[onnx]'"))
 
 
-def write_torchscript(
-    model: JointModel, file: UPath, metadata: JointMetadata, images: Sequence[torch.Tensor]
-) -> float:
+def write_torchscript(model: JointModel, file: UPath, metadata: JointMetadata, images: Sequence[torch.Tensor]) -> float:
     """Script, freeze, prove and write a joint model.
 
     Parameters
@@ -87,7 +85,7 @@ def write_exported(
     """
     size, channels = model.stored_size, model.channels
     stored = torch.cat([(prepared(image[None], channels, size) * 255).round().byte() for image in images])
-    stored = stored if len(stored) > 1 else stored.repeat(2, 1, 1, 1)  # a batch of one would be exported as the only size
+    stored = stored if len(stored) > 1 else stored.repeat(2, 1, 1, 1)  # a batch of one would fix the size
     program = torch.export.export(model, (stored,), dynamic_shapes=({0: Dim.DYNAMIC},))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / file.name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ovr_ray.choices import Split
+from pydantic import Field
+
+from ovr_ray.recipe import Split
 from ovr_ray.run import EnsembleRecord, MadeWith
 
 METADATA: Final = "ovr_ray.json"
@@ -24,7 +26,7 @@ class JointMetadata(MadeWith):
     """Task -> metrics of its winner; see :class:`~ovr_ray.run.WinnerRecord`."""
     recipe: dict[str, Any]
     """The recipe of the run, as plain YAML types."""
-    refinement: dict[str, EnsembleRecord] = {}
+    refinement: dict[str, EnsembleRecord] = Field(default_factory=dict)
     """Task -> its ensemble, where it is more than one checkpoint."""
-    trained_on: list[Split] = ["train"]
+    trained_on: tuple[Split, ...] = ("train",)
     """Splits that the sub-models have seen; models of older versions do not say so."""

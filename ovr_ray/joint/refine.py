@@ -16,12 +16,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from ovr_ray.choices import Calibration
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint.module import Ensemble, views
 from ovr_ray.model import SubModel, average_precision, choose_threshold, f1_at
-from ovr_ray.recipe import Data, ThresholdGoal
+from ovr_ray.recipe import Calibration, Data, ThresholdGoal
 from ovr_ray.run import CalibrationRecord, Scores
 
 BATCH: Final = 64

@@ -85,12 +85,10 @@ def ranked(
         own = [trial for trial in trials if trial.record.task == task]
         every = [winner for trial in own for winner in cards[trial.folder.path]]
         is_scored = any(trial.record.status.is_scored for trial in own)
-        if task in picks:
-            candidates = _picked(task, picks[task], own, cards)
-        else:
-            candidates = every if is_scored else []
+        others = every if is_scored else []
+        candidates = _picked(task, picks[task], own, cards) if task in picks else others
         if candidates:
-            found[task] = _best_first(candidates, every if is_scored else [], recipe.search.score_column)
+            found[task] = _best_first(candidates, others, recipe.search.score_column)
         elif task in picks:
             problem = f"task {task!r} has no whole checkpoint {picks[task]!r}"
             remedy = "TRIAL, TRIAL@EPOCH or the path of a checkpoint; checkpoints lie in trials/*/checkpoint-*"

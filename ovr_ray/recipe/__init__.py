@@ -3,7 +3,30 @@
 ``jobs/recipes/reference.yaml`` shows every field with a comment.
 """
 
-from ovr_ray.recipe.config import Choice, Config, Domain, LogUniform, RandInt, Uniform, absolute, is_anchored, is_weights_file
+from ovr_ray.choices import (
+    FOLDS,
+    LEAST_IMAGE_SIZE,
+    Calibration,
+    Color,
+    ExportFormat,
+    Metric,
+    Precision,
+    Source,
+    Split,
+    TableFormat,
+)
+from ovr_ray.recipe import plugins
+from ovr_ray.recipe.config import (
+    Choice,
+    Config,
+    Domain,
+    LogUniform,
+    RandInt,
+    Uniform,
+    absolute,
+    is_anchored,
+    is_weights_file,
+)
 from ovr_ray.recipe.reading import extended, load, parse
 from ovr_ray.recipe.sections import (
     BUILT_IN_TRACKERS,
@@ -23,14 +46,21 @@ from ovr_ray.recipe.sections import (
 
 __all__ = [
     "BUILT_IN_TRACKERS",
+    "FOLDS",
+    "LEAST_IMAGE_SIZE",
     "Augment",
+    "Calibration",
     "Checkpoints",
     "Choice",
+    "Color",
     "ColumnSplit",
     "Config",
     "Data",
     "Domain",
+    "ExportFormat",
     "LogUniform",
+    "Metric",
+    "Precision",
     "PrecisionGoal",
     "RandInt",
     "RandomSplit",
@@ -38,6 +68,9 @@ __all__ = [
     "Recipe",
     "Resources",
     "Search",
+    "Source",
+    "Split",
+    "TableFormat",
     "Task",
     "ThresholdGoal",
     "Uniform",
@@ -47,4 +80,5 @@ __all__ = [
     "is_weights_file",
     "load",
     "parse",
+    "plugins",
 ]

@@ -102,7 +102,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _unshared(raw: Any) -> Any:
-    """Return a copy without shared parts: YAML anchors share them, and an override of one task must not change others."""
+    """Return a copy in which YAML anchors share nothing: an override of one task must not change others."""
     if isinstance(raw, dict):
         return {key: _unshared(value) for key, value in raw.items()}
     return [_unshared(value) for value in raw] if isinstance(raw, list) else raw

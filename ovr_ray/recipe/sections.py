@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ovr_ray import plugins
 from ovr_ray.choices import LEAST_IMAGE_SIZE, Color, Metric, OnBadImage, Scheduler, Searcher
+from ovr_ray.recipe import plugins
 from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Section, Space, absolute, is_anchored
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

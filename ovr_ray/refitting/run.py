@@ -18,12 +18,11 @@ from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.checks import check
-from ovr_ray.choices import FOLDS, LEAST_IMAGE_SIZE
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import load
 from ovr_ray.joint import Winner, choose, read_winners
 from ovr_ray.model import average_precision, size_fault, weights_fault
-from ovr_ray.recipe import Checkpoints, Config, Recipe, absolute
+from ovr_ray.recipe import FOLDS, LEAST_IMAGE_SIZE, Checkpoints, Config, Recipe, absolute
 from ovr_ray.refitting.fold import Fold, RefitContext, train_fold
 from ovr_ray.refitting.folds import NONE, assign, chosen_labels
 from ovr_ray.run import Clock, RefitRecord, RunFolder, WinnerRecord

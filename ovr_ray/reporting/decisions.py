@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve
 
-from ovr_ray.choices import Split
+from ovr_ray.recipe import Split
 from ovr_ray.reporting.evaluation import Interval, TaskScore
 
 SPLIT_NAMES: Final[Mapping[Split, str]] = {"train": "training", "val": "validation", "test": "test"}

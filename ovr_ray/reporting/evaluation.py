@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from ovr_ray.choices import Split
+from ovr_ray.recipe import Split
 from ovr_ray.run import Record, RunFolder, metrics_beside, predictions_beside
 from ovr_ray.storage import read_if_there
 
@@ -54,7 +54,7 @@ class Metrics(Record):
     """SHA-256 of the joint model's file, in hexadecimal."""
     average_f1: float
     tasks: dict[str, TaskScore]
-    validation: dict[str, TaskScore] = {}
+    validation: dict[str, TaskScore] = Field(default_factory=dict)
     """The scores on the validation split; empty if the sub-models were trained on it."""
 
 
@@ -68,8 +68,7 @@ class NotEvaluated(StrEnum):
         "Run ovr-ray evaluate without --labels, then ovr-ray report, to show the decisions."
     )
     OUTDATED = (
-        "joint.pt has changed since it was evaluated. "
-        "Run ovr-ray evaluate, then ovr-ray report, to show its decisions."
+        "joint.pt has changed since it was evaluated. Run ovr-ray evaluate, then ovr-ray report, to show its decisions."
     )
 
 

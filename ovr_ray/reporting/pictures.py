@@ -12,11 +12,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ovr_ray.choices import Split
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint import Winner
 from ovr_ray.model import class_activation, load_sub_model
-from ovr_ray.recipe import Data
+from ovr_ray.recipe import Data, Split
 
 SHOWN: Final = 8
 """Number of pictures of each kind."""

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ovr_ray.choices import Split
 from ovr_ray.joint import Winner
-from ovr_ray.recipe import Data
+from ovr_ray.recipe import Data, Split
 from ovr_ray.reporting import decisions, pictures, trials
 from ovr_ray.reporting.decisions import Measure
 from ovr_ray.reporting.evaluation import Evaluation, TaskScore

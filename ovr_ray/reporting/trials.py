@@ -14,9 +14,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import plot_parallel_coordinate, plot_slice
 
-from ovr_ray.choices import Metric, Split
 from ovr_ray.model import Confusion
-from ovr_ray.recipe import Choice, Search
+from ovr_ray.recipe import Choice, Metric, Search, Split
 from ovr_ray.run import Status
 from ovr_ray.search import Ledger, TaskSpace, Trial
 

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from upath import UPath
 
-from ovr_ray.choices import Split
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import LabelTable, read_labels
 from ovr_ray.model import Confusion, average_precision, f1_at, interval
-from ovr_ray.recipe import Data, Recipe, Task
+from ovr_ray.recipe import Data, Recipe, Split, Task
 from ovr_ray.results.predict import SavedModel, predict
 from ovr_ray.run import RunFolder, metrics_beside, predictions_beside
 from ovr_ray.storage import write_whole
@@ -39,8 +38,8 @@ def evaluate(
     Returns
     -------
     dict
-        The content of ``metrics.json``: ``part``, the split (``test``; ``val`` if the run has no test split; ``all`` for
-        given labels); ``images``; ``average_f1``; ``average_precision``; and per task ``threshold``, ``images``,
+        The content of ``metrics.json``: ``part``, the split (``test``; ``val`` if the run has no test split; ``all``
+        for given labels); ``images``; ``average_f1``; ``average_precision``; and per task ``threshold``, ``images``,
         ``positives``, ``prevalence``, the confusion counts and ten metrics at the threshold, ``f1_interval``,
         ``average_precision`` and its interval. ``validation`` has the same for the validation split, on which
         thresholds were chosen, unless the sub-models were trained on it, as those of a refit are. ``file`` is the path
@@ -84,7 +83,7 @@ def _truth(model: SavedModel, labels: str | None, images: str | None) -> tuple[D
         return data, tasks, read_labels(data, tasks, with_split=False)
     if model.run is None:
         remedy = "give --labels CSV --images DIR, or the run folder"
-        raise BadInput(Fault(str(model.file), "lies in no run folder, so there is no test split to evaluate on", remedy))
+        raise BadInput(Fault(str(model.file), "lies in no run folder, so there is no test split", remedy))
     return recipe.data, tasks, _unseen(recipe, tasks, model.run, model.metadata.trained_on)
 
 

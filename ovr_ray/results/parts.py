@@ -11,9 +11,9 @@ from typing import Any, Final
 import pandas as pd
 from upath import UPath
 
-from ovr_ray.choices import TableFormat
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import progress
+from ovr_ray.recipe import TableFormat
 from ovr_ray.results.predict import SavedModel, in_turn
 from ovr_ray.results.worker import answer
 from ovr_ray.storage import refresh, write_whole

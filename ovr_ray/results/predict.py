@@ -175,7 +175,7 @@ def in_turn(
     workers: int | None = None,
     folder: UPath | None = None,
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Apply ``work`` to every chunk of images on the cluster; a few images are done here, before Ray would have started.
+    """Apply ``work`` to every chunk of images on the cluster; a few images are predicted here, without Ray.
 
     Parameters
     ----------

@@ -16,9 +16,9 @@ import torch
 from upath import UPath
 
 from ovr_ray import cluster
-from ovr_ray.choices import Color
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint import JointMetadata, load_torchscript
+from ovr_ray.recipe import Color
 from ovr_ray.training import set_up_process
 
 BATCH: Final = 32
@@ -76,10 +76,8 @@ def _loaded(file: str, digest: str, device: torch.device) -> tuple[torch.jit.Scr
     return load_torchscript(UPath(file).read_bytes(), device)
 
 
-def _decoded(
-    paths: Sequence[str], color: Color, readers: int
-) -> Iterator[list[np.ndarray | BadImage]]:
-    """Yield batches in order while threads read :data:`AHEAD` more (Pillow and storage release the interpreter's lock)."""
+def _decoded(paths: Sequence[str], color: Color, readers: int) -> Iterator[list[np.ndarray | BadImage]]:
+    """Yield batches in order, while threads read :data:`AHEAD` more without the interpreter's lock."""
     waiting: deque[list[Future[np.ndarray | BadImage]]] = deque()
     with ThreadPoolExecutor(readers) as pool:
         for start in range(0, len(paths), BATCH):

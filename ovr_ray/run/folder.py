@@ -1,7 +1,7 @@
-"""A run folder, ``<storage>/<name>/``. This is the only file that knows the names of the files in it.
+"""A run folder, ``<storage>/<name>/``, and the names of the files in it.
 
 All of them are plain YAML, JSON, CSV and weights. Ray Tune keeps files of its own below ``trials/``; nothing here reads
-them. A checkpoint's files belong to :mod:`ovr_ray.model`.
+them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,8 @@ from upath import UPath
 from ovr_ray._version import __version__
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run.records import MadeWith, RefitRecord, TrialRecord, WinnerRecord
+from ovr_ray.run.records import MadeWith, WinnerRecord
+from ovr_ray.run.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
 from ovr_ray.storage import listed, read_if_there, side_by_side, write_whole
 
 CHANGEABLE: Final = re.compile(
@@ -32,111 +33,9 @@ CHANGEABLE: Final = re.compile(
 
 GO_BACK: Final = "give the recipe another name, or go back to what it was"
 
-_RECIPE, _SPLIT, _TRIALS, _TRIAL, _EPOCHS = "recipe.yaml", "split.csv", "trials", "trial.json", "epochs.csv"
+_RECIPE, _SPLIT, _TRIALS = "recipe.yaml", "split.csv", "trials"
 _ABSENT, _MADE_WITH = "absent", "made_with"
 _WINNERS = TypeAdapter(dict[str, WinnerRecord])
-
-CheckpointFiles = Mapping[str, int]
-"""Name of a file in a checkpoint's folder -> its size in bytes."""
-
-
-def trial_name(task: str, number: int) -> str:
-    """Return the name of a trial and of its folder."""
-    return f"{task}-{number:04d}"
-
-
-@dataclass(frozen=True)
-class TrialFolder:
-    """``trials/<task>-<number>/``: the record, epochs and checkpoints of one trial."""
-
-    path: UPath
-
-    @property
-    def name(self) -> str:
-        """The trial's name; see :func:`trial_name`."""
-        return self.path.name
-
-    def record(self) -> TrialRecord:
-        """Read ``trial.json``."""
-        return TrialRecord.from_json((self.path / _TRIAL).read_text(encoding="utf-8"))
-
-    def write_record(self, record: TrialRecord) -> None:
-        """Write ``trial.json``, in a folder that need not exist yet."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / _TRIAL, record.to_json())
-
-    def epochs(self) -> pd.DataFrame:
-        """Read ``epochs.csv``, one row per epoch; empty before the first epoch has ended."""
-        table = _read_table(self.path / _EPOCHS, keep_default_na=True)
-        return pd.DataFrame() if table is None else table
-
-    def write_epochs(self, rows: list[dict[str, Any]]) -> None:
-        """Write ``epochs.csv``."""
-        write_whole(self.path / _EPOCHS, pd.DataFrame(rows).to_csv(sep=";", index=False))
-
-    def checkpoint(self, epoch: int) -> UPath:
-        """Return the folder of an epoch's checkpoint."""
-        return self.path / f"checkpoint-{epoch:04d}"
-
-    def checkpoints(self) -> dict[UPath, CheckpointFiles]:
-        """Return the checkpoints, in the order of their epochs, and the files in each; the last may be incomplete."""
-        return _checkpoints(self.path, listed(self.path))
-
-
-@dataclass(frozen=True)
-class FoundTrial:
-    """A trial in a listing of a run folder: its folder, its record, and its checkpoints at that time."""
-
-    folder: TrialFolder
-    record: TrialRecord
-    checkpoints: dict[UPath, CheckpointFiles] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FoldFolder(TrialFolder):
-    """``refit/<task>-fold-<number>/``: a fold's epochs, its checkpoint, and its predictions of held-out images."""
-
-    def predictions(self) -> pd.DataFrame | None:
-        """Read ``predictions.csv`` (filename, fold, label, logit, logit_flips); None before the fold is complete."""
-        return _read_table(self.path / "predictions.csv")
-
-    def write_predictions(self, table: pd.DataFrame) -> None:
-        """Write ``predictions.csv``, the last file of a fold."""
-        _write_table(self.path / "predictions.csv", table)
-
-
-@dataclass(frozen=True)
-class RefitFolder:
-    """``refit/``: the winning configs, trained again as folds."""
-
-    path: UPath
-
-    def record(self) -> RefitRecord:
-        """Read ``refit.json``; without folds and tasks before the first refit."""
-        text = read_if_there(self.path / "refit.json")
-        return RefitRecord() if text is None else RefitRecord.from_json(text)
-
-    def write_record(self, record: RefitRecord) -> None:
-        """Write ``refit.json``."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "refit.json", record.to_json())
-
-    @property
-    def clock(self) -> UPath:
-        """Path of ``clock.json``; see :class:`~ovr_ray.run.Clock`."""
-        return self.path / "clock.json"
-
-    def fold(self, task: str, number: int) -> FoldFolder:
-        """Return the folder of one fold, which need not exist."""
-        return FoldFolder(self.path / f"{task}-fold-{number}")
-
-    def out_of_fold(self, task: str) -> pd.DataFrame | None:
-        """Read ``<task>.csv``, the predictions of all folds; None before the last fold is complete."""
-        return _read_table(self.path / f"{task}.csv")
-
-    def write_out_of_fold(self, task: str, table: pd.DataFrame) -> None:
-        """Write ``<task>.csv``."""
-        _write_table(self.path / f"{task}.csv", table)
 
 
 @dataclass(frozen=True)
@@ -220,14 +119,14 @@ class RunFolder:
         for name, size in listed(self.trials_path).items():
             folder, _, rest = name.partition("/")
             files[folder][rest] = size
-        names = [name for name, inside in files.items() if _TRIAL in inside]
+        names = [name for name, inside in files.items() if RECORD in inside]
         if tasks is not None:
             wanted = set(tasks)
             names = [name for name in names if name.rpartition("-")[0] in wanted]
         folders = [TrialFolder(self.trials_path / name) for name in names]
         records = side_by_side(TrialFolder.record, folders)
         found = [
-            FoundTrial(folder, record, _checkpoints(folder.path, files[folder.name]))
+            FoundTrial(folder, record, checkpoints_in(folder.path, files[folder.name]))
             for folder, record in zip(folders, records, strict=True)
         ]
         return sorted(found, key=lambda trial: (trial.record.task, trial.record.number))
@@ -235,7 +134,7 @@ class RunFolder:
     @property
     def is_begun(self) -> bool:
         """Whether there is a trial; before the first, the recipe may still be changed."""
-        return next(iter(self.trials_path.glob(f"*/{_TRIAL}")), None) is not None
+        return next(iter(self.trials_path.glob(f"*/{RECORD}")), None) is not None
 
     def recipe(self) -> Recipe:
         """Read the recipe as it was run, with absolute paths."""
@@ -319,28 +218,6 @@ def metrics_beside(model: UPath) -> UPath:
 def predictions_beside(metrics: UPath) -> UPath:
     """Return the path of ``predictions.csv``, every answer that the metrics are computed from, beside them."""
     return metrics.with_name("predictions.csv")
-
-
-def _checkpoints(folder: UPath, files: Mapping[str, int]) -> dict[UPath, CheckpointFiles]:
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for path, size in files.items():
-        checkpoint, _, name = path.partition("/")
-        if checkpoint.startswith("checkpoint-") and name:
-            found[checkpoint][name] = size
-    return {folder / name: found[name] for name in sorted(found)}
-
-
-def _read_table(file: UPath, keep_default_na: bool = False) -> pd.DataFrame | None:
-    """Read a table; None if there is no such file. Without ``keep_default_na`` a file may be called ``NA``."""
-    try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            return pd.read_csv(opened, sep=";", dtype={"filename": str}, keep_default_na=keep_default_na)
-    except FileNotFoundError:
-        return None
-
-
-def _write_table(file: UPath, table: pd.DataFrame) -> None:
-    write_whole(file, table.to_csv(sep=";", index=False, float_format="%.9g"))
 
 
 def _flat(plain: Any, path: str = "") -> dict[str, Any]:

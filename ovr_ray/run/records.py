@@ -11,8 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ovr_ray.choices import Source
-from ovr_ray.recipe import Config
+from ovr_ray.recipe import Config, Source
 
 
 class Record(BaseModel):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ovr_ray import ray_quirks
-from ovr_ray.choices import Metric
+from ovr_ray.recipe import Metric
 from ovr_ray.run import RunFolder, Status
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.messages import TrialKey

@@ -29,8 +29,8 @@ from ovr_ray.search.warm_start import begin_with
 MOST_REUSED: Final = 16
 """Largest number of slots with which a process is reused for the next trial.
 
-Starting a process and importing torch takes as long as some trials. With more slots, trials end so often that Tune might
-reuse old processes forever while those on new nodes still start.
+Starting a process and importing torch takes as long as some trials. With more slots, trials end so often that Tune
+might reuse old processes forever while those on new nodes still start.
 """
 
 

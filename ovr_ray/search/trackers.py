@@ -22,9 +22,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
-from ovr_ray import plugins, ray_quirks
+from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe import BUILT_IN_TRACKERS, Recipe
+from ovr_ray.recipe import BUILT_IN_TRACKERS, Recipe, plugins
 from ovr_ray.run import RunFolder
 from ovr_ray.search.messages import epoch_of
 
@@ -142,7 +142,9 @@ class Tracking(tune.Callback):
         except self._failures as error:
             self._lost = True
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._console.print(f"{self._name} gets no more epochs: {why}", style="yellow", markup=False, highlight=False)
+            self._console.print(
+                f"{self._name} gets no more epochs: {why}", style="yellow", markup=False, highlight=False
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its callbacks; nothing of this one is needed

@@ -37,7 +37,7 @@ class WarmStart(Record):
 
     sources: list[str] = Field([], alias="from")
     """Earlier runs as given, with absolute paths."""
-    trials: list[PriorTrial] = []
+    trials: list[PriorTrial] = Field(default_factory=list)
 
     def of(self, task: str) -> list[PriorTrial]:
         """Return the prior trials of a task."""

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import torch
 
-from ovr_ray.choices import Precision
+from ovr_ray.recipe import Precision
 
 
 def set_up_process(cpus: float, gpus: float) -> torch.device:
@@ -62,7 +62,11 @@ def allow_tf32(precision: Precision) -> None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether a GPU, or the machine, had too little memory."""
-    messages = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the CPU, Apple's GPUs, NVIDIA's libraries
+    messages = (
+        "can't allocate memory",
+        "out of memory",
+        "ALLOC_FAILED",
+    )  # of the CPU, Apple's GPUs, NVIDIA's libraries
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in messages)
 
 

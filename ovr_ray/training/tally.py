@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from ovr_ray.choices import Split
 from ovr_ray.model import Confusion
+from ovr_ray.recipe import Split
 
 
 class Tally:

@@ -88,7 +88,10 @@ class Trainer:
         self._autocast = uses_bf16(config.precision, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that training resumes from, beside the weights of :attr:`sub_model`: tensors and plain values."""
+        """Return the state that training resumes from, without the weights of :attr:`sub_model`.
+
+        It holds only tensors and plain values.
+        """
         state = {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
         if self._average:
             state |= {"trained": self._trained.state_dict(), "averaged_steps": int(self._average.n_averaged)}
@@ -102,9 +105,7 @@ class Trainer:
             self._trained.load_state_dict(state["trained"])
             self._average.n_averaged.fill_(state["averaged_steps"])
 
-    def epochs(
-        self, train: Callable[[int], Batches], val: Callable[[], Batches], images: int
-    ) -> Iterator[EpochRow]:
+    def epochs(self, train: Callable[[int], Batches], val: Callable[[], Batches], images: int) -> Iterator[EpochRow]:
         """Train and validate; yield the metrics of every epoch until ``max_epochs``.
 
         Parameters

@@ -1,4 +1,4 @@
-"""A real browser, headless; where there is none tests skip, in CI they fail."""
+"""A headless browser. Tests that need it are skipped where there is none; in CI they fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Chrome]:
-    """Chromium, which tells what its console said."""
+    """Chromium, which keeps the messages of its console."""
     driver, binary = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
     if not (driver and binary):
         lacking = "no chromium and chromedriver here: apt-get install chromium chromium-driver"

@@ -5,20 +5,46 @@ import pandas as pd
 import pytest
 
 from ovr_ray.model import Confusion
+from ovr_ray.recipe import Search
 from ovr_ray.reporting import decisions, pictures, trials
+from ovr_ray.reporting.evaluation import TaskScore
+from ovr_ray.run import Status
 
 
 def answers(truth: list[int], probability: list[float]) -> pd.DataFrame:
     names = [f"{i}.png" for i in range(len(truth))]
-    return pd.DataFrame({"filename": names, "part": "val", "truth": truth, "probability": probability})
+    return pd.DataFrame({"filename": names, "split": "val", "truth": truth, "probability": probability})
 
 
-def test_worst_are_the_most_confident_mistakes() -> None:
-    found = pictures.worst(answers([0, 0, 0, 1, 1, 1], [0.6, 0.9, 0.1, 0.4, 0.05, 0.8]), 0.5)
-    assert [(list(rows.filename), total) for rows, total in found.values()] == [
-        (["1.png", "0.png"], 2),
-        (["4.png", "3.png"], 2),
-    ]
+def score(confusion: Confusion) -> TaskScore:
+    images, positives = sum(confusion.counts().values()), confusion.fn + confusion.tp
+    return TaskScore(
+        threshold=0.5,
+        images=images,
+        positives=positives,
+        prevalence=positives / images,
+        **confusion.counts(),
+        **confusion.metrics(),
+        f1_interval=(0, 1),
+        average_precision=0.5,
+        average_precision_interval=(0, 1),
+    )
+
+
+def test_mistakes_begin_with_the_most_confident() -> None:
+    found = pictures.mistakes(answers([0, 0, 0, 1, 1, 1], [0.6, 0.9, 0.1, 0.4, 0.05, 0.8]), 0.5)
+    assert {kind: list(rows.filename) for kind, rows in found.items()} == {
+        "false positives": ["1.png", "0.png"],
+        "false negatives": ["4.png", "3.png"],
+    }
+
+
+def test_mistakes_are_decided_in_single_precision_as_evaluate_does() -> None:
+    probability = float(np.float32(0.25007385))
+    written = float(f"{probability:.9g}")  # as predictions.csv has it
+    assert written < probability
+    found = pictures.mistakes(answers([0, 1], [written, written]), probability)
+    assert [len(rows) for rows in found.values()] == [1, 0]
 
 
 def test_flipped_labels_look_wrong_and_others_do_not() -> None:
@@ -33,17 +59,28 @@ def test_labels_of_one_class_contradict_nothing() -> None:
     assert pictures.contradicted(answers([0, 0], [0.9, 0.1])).empty
 
 
+def sensitivity_interval(confusion: Confusion) -> tuple[float, float]:
+    interval = decisions.measures(score(confusion))["sensitivity"].interval
+    assert interval
+    return interval
+
+
 def test_intervals_hold_their_rate_and_shrink_with_images() -> None:
-    score = {"tp": 8, "fn": 2, "tn": 80, "fp": 10, "f1_interval": [0, 1], "average_precision_interval": [0, 1]}
-    low, high = decisions.with_intervals(score)["sensitivity"]
+    low, high = sensitivity_interval(Confusion(tn=80, fp=10, fn=2, tp=8))
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson's of 8 in 10, by his formula
-    more = decisions.with_intervals(score | {"tp": 80, "fn": 20})["sensitivity"]
+    more = sensitivity_interval(Confusion(tn=80, fp=10, fn=20, tp=80))
     assert low < more[0] < 0.8 < more[1] < high
 
 
 def test_a_rate_of_no_images_has_no_interval() -> None:
-    score = {"tp": 0, "fn": 0, "tn": 8, "fp": 1, "f1_interval": [0, 0], "average_precision_interval": [0, 0]}
-    assert "sensitivity" not in decisions.with_intervals(score)
+    assert decisions.measures(score(Confusion(tn=8, fp=1, fn=0, tp=0)))["sensitivity"].interval is None
+
+
+def test_every_metric_of_a_score_is_shown() -> None:
+    confusion = Confusion(tn=80, fp=10, fn=2, tp=8)
+    shown = {name: measure.value for name, measure in decisions.measures(score(confusion)).items()}
+    assert shown.items() >= confusion.metrics().items()
+    assert shown.keys() - confusion.metrics().keys() == {"threshold", "prevalence", "average precision"}
 
 
 def test_curves_pass_through_the_chosen_threshold() -> None:
@@ -74,3 +111,13 @@ def test_epoch_curves_are_the_ten_metrics_of_the_counts() -> None:
     curves = trials.epochs(pd.DataFrame([row | {"trial": "crack-0000", "epoch": 1}]))["crack-0000"]
     expected = Confusion(5, 1, 2, 4).metrics() | {"loss": 0.5}
     assert {name: values[0] for name, values in curves["val"].items()} == pytest.approx(expected)
+
+
+def test_every_status_has_a_mark() -> None:
+    assert trials.MARKS.keys() == {trials.RUNNING, *Status}
+
+
+def test_rungs_lie_before_the_last_epoch() -> None:
+    search = Search(scheduler="asha", max_epochs=27, grace_epochs=3, reduction=3)
+    assert trials.rungs(search) == [3, 9]
+    assert trials.rungs(search.model_copy(update={"scheduler": "none"})) == []

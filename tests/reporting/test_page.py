@@ -14,7 +14,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ovr_ray
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.run import RunFolder, metrics_beside, predictions_beside
 from tests.support import copy_run
 
 
@@ -50,7 +50,7 @@ def test_plots_wait_until_they_come_into_view(opened: Chrome) -> None:
 def test_the_table_of_trials_sorts_both_ways(opened: Chrome) -> None:
     table = opened.find_element(By.CSS_SELECTOR, "#task-0 table.trials")
     heading = next(h for h in table.find_elements(By.TAG_NAME, "th") if h.text.startswith("lr"))
-    column = int(heading.get_property("cellIndex")) + 1
+    column = int(str(heading.get_property("cellIndex"))) + 1
     orders = []
     for _ in range(2):
         heading.click()
@@ -98,20 +98,22 @@ def test_plots_follow_the_dark_theme(opened: Chrome) -> None:
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_it_tells_what_was_measured_and_needs_no_network(finished: RunFolder, page: str) -> None:
+def test_it_shows_the_metrics_and_needs_no_network(finished: RunFolder, page: str) -> None:
     html = Path(page.removeprefix("file://")).read_text()
-    metrics = json.loads(finished.file("metrics.json").read_text())
+    metrics = json.loads(metrics_beside(finished.joint_model).read_text())
     low, high = metrics["tasks"]["crack"]["f1_interval"]
     assert re.search(rf"{metrics['tasks']['crack']['f1']:.3f}\s*<small>\[{low:.3f}, {high:.3f}\]", html)
     assert not re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?!data:)", html)
 
 
-def test_without_a_joint_model_it_tells_of_the_search_alone(finished: RunFolder, tmp_path: Path) -> None:
+def test_without_an_evaluated_joint_model_it_shows_the_search_alone(finished: RunFolder, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
-    run.file("joint.pt").write_bytes(run.file("joint.pt").read_bytes() + b"another")
+    run.joint_model.write_bytes(run.joint_model.read_bytes() + b"another")
     assert "joint.pt has changed since it was evaluated" in ovr_ray.report(run).read_text()
-    for name in ("joint.pt", "winners.json", "metrics.json"):
-        run.file(name).unlink()
+    for name in ("winners.json", "metrics.json"):
+        (run.path / name).unlink()
+    assert "joint.pt has not been evaluated" in ovr_ray.report(run).read_text()
+    run.joint_model.unlink()
     html = ovr_ray.report(run).read_text()
     assert "No joint model yet" in html
     assert "crack-0001" in html
@@ -120,10 +122,11 @@ def test_without_a_joint_model_it_tells_of_the_search_alone(finished: RunFolder,
 
 def test_a_name_cannot_bring_a_script_into_the_page(finished: RunFolder, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
-    predictions = pd.read_csv(run.file("predictions.csv").open(), sep=";")
+    file = predictions_beside(metrics_beside(run.joint_model))
+    predictions = pd.read_csv(file.open(), sep=";")
     predictions["filename"] = "</script><b>bold</b>.png"
     predictions["crack_probability"] = 1 - predictions.crack  # all wrong, so that all are shown
-    run.file("predictions.csv").write_text(predictions.to_csv(sep=";", index=False))
+    file.write_text(predictions.to_csv(sep=";", index=False))
     html = ovr_ray.report(run).read_text()
     assert "<b>bold" not in html
     assert "&lt;b&gt;bold" in html

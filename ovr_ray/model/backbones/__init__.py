@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ovr_ray import plugins
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model.backbones.files import read_state_dict
 from ovr_ray.model.backbones.lite import LITE, Lite
 from ovr_ray.model.backbones.source import Backbone, Source, StateDict
 from ovr_ray.model.backbones.torchvision import Torchvision
+from ovr_ray.recipe import plugins
 
 __all__ = [
     "LITE",

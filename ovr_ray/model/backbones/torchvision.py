@@ -77,7 +77,7 @@ def _head(network: nn.Module) -> str:
 
 
 class _FirstOutput(nn.Module):
-    """Return the first output: Inception and GoogLeNet return a tuple when scripted, with auxiliary heads or without."""
+    """Return the first output: Inception and GoogLeNet return a tuple when they are scripted."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -88,5 +88,3 @@ class _FirstOutput(nn.Module):
         if torch.jit.is_scripting():
             return self.network(images)[0]
         return self.network(images)
-
-
