@@ -251,9 +251,13 @@ def submit(
     ] = False,
 ) -> None:
     """Tune, combine, evaluate and report as jobs on a cluster; follow them, and fetch the model home."""
-    from ovr_ray.commands import verbs
+    from upath import UPath
 
-    typer.echo(f"{verbs.submit(read_recipe(recipe, overrides), address, task, output, install)}: the joint model")
+    from ovr_ray.commands import verbs
+    from ovr_ray.run import joint_model_in
+
+    home = verbs.submit(read_recipe(recipe, overrides), address, task, output, install)
+    typer.echo(f"{joint_model_in(UPath(home))}: the joint model")
 
 
 @contextmanager

@@ -29,12 +29,11 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console, RenderableType
 from rich.live import Live
-from upath import UPath
 
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder, joint_model_in
+from ovr_ray.run import RunFolder
 from ovr_ray.search import read_ledger, status
 from ovr_ray.storage import storage_errors
 
@@ -56,7 +55,7 @@ LOST: Final = (requests.RequestException, aiohttp.ClientError, RuntimeError)
 BEGIN, END = "-----BEGIN RUN-----", "-----END RUN-----"
 
 
-def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> UPath:
+def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, install: bool) -> Path:
     """Tune, combine, evaluate and report on a cluster; a job that runs there already is followed, not started again.
 
     Parameters
@@ -74,9 +73,8 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
 
     Returns
     -------
-    UPath
-        The joint model, which lies beside the other files of :meth:`RunFolder.results
-        <ovr_ray.run.RunFolder.results>`.
+    Path
+        Folder with the results: those files of :meth:`RunFolder.results <ovr_ray.run.RunFolder.results>` that exist.
 
     Raises
     ------
@@ -98,7 +96,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
             jobs.do("combine", str(run.path), *chosen, folder=folder)
             jobs.do("evaluate", str(run.path), folder=folder)
             jobs.do("report", str(run.path), folder=folder)
-            return jobs.fetch(UPath(home / recipe.name), folder)
+            return jobs.fetch(home / recipe.name, folder)
         except LOST as error:
             message = f"the cluster no longer answers ({error}); its job continues, and the same command follows it"
             raise Interrupted(message) from None
@@ -125,7 +123,7 @@ class _Jobs:
             self.console.print(f"{verb}: job {name}", highlight=False)
         self._check(self._follow(name, is_search=verb == "tune"), name)
 
-    def fetch(self, home: UPath, folder: str) -> UPath:
+    def fetch(self, home: Path, folder: str) -> Path:
         """Fetch the results through a job, because this machine may not see the cluster's storage."""
         name = self._start(["-m", "ovr_ray.commands.submission", str(self.run.path)], folder, {})
         while not (job := self.client.get_job_info(name)).status.is_terminal():
@@ -135,7 +133,7 @@ class _Jobs:
         home.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed.partition(END)[0]))) as archive:
             archive.extractall(home, filter="data")
-        return joint_model_in(home)
+        return home
 
     def _start(self, command: list[str], folder: str, metadata: dict[str, str]) -> str:
         lacking = {"pip": _requirements()} if self.install else {}

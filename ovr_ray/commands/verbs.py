@@ -209,8 +209,8 @@ def run(recipe: Runnable, tasks: Collection[str] = (), warm_start: Collection[st
 
 def submit(
     recipe: Runnable, address: str, tasks: Collection[str] = (), home: str | Path = "runs", install: bool = False
-) -> UPath:
-    """Tune, combine, evaluate and report as jobs on a cluster; fetch the results, and return the joint model's path.
+) -> Path:
+    """Tune, combine, evaluate and report as jobs on a cluster; fetch the results, and return their folder.
 
     Parameters and errors are those of :func:`ovr_ray.commands.submission.submit`.
     """

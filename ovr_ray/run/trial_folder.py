@@ -73,7 +73,7 @@ class FoundTrial:
 
     folder: TrialFolder
     record: TrialRecord
-    checkpoints: dict[UPath, CheckpointFiles] = field(default_factory=dict)
+    checkpoints: dict[UPath, CheckpointFiles]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from ovr_ray.model import SubModel, build, class_activation
+from ovr_ray.model import Backbone, SubModel, build, class_activation
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_b_32", "swin_t", "mobilenet_v3_small"])
-def test_channels_first_or_last_or_tokens_give_a_map_an_image(backbone: str) -> None:
+def test_channels_first_or_last_or_tokens_give_one_map_per_image(backbone: str) -> None:
     network = SubModel(build(backbone, 96), 96, 96, 1, [0.5], [0.2]).eval()
     activation = class_activation(network, torch.randint(0, 256, (2, 1, 60, 80), dtype=torch.uint8))
     assert activation.shape[0] == 2
@@ -18,12 +18,12 @@ def test_channels_first_or_last_or_tokens_give_a_map_an_image(backbone: str) -> 
 
 
 def test_it_shows_where_the_label_is_seen() -> None:
-    bright = nn.Sequential(nn.Conv2d(3, 1, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    nn.init.constant_(bright[0].weight, 1.0)  # type: ignore[arg-type]
-    nn.init.zeros_(bright[0].bias)  # type: ignore[arg-type]
+    bright = nn.Conv2d(3, 1, 8, stride=8, bias=False)
+    nn.init.constant_(bright.weight, 1.0)
+    network = nn.Sequential(bright, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
     images[:, :, 8:16, 24:32] = 255
-    activation = class_activation(SubModel(bright, 32, 32, 1, [0.0], [1.0]).eval(), images)
+    activation = class_activation(SubModel(Backbone(network, head="0"), 32, 32, 1, [0.0], [1.0]).eval(), images)
     expected = torch.zeros(4, 4)
     expected[1, 3] = 1
     assert torch.equal(activation[0], expected)

@@ -19,7 +19,7 @@ def images(channels: int = 1, size: tuple[int, int] = (60, 40)) -> torch.Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("given", [1, 3])
-def test_any_size_and_colour_gives_a_logit_an_image(channels: int, given: int) -> None:
+def test_any_size_and_colour_gives_one_logit_per_image(channels: int, given: int) -> None:
     assert sub_model(channels)(images(given)).shape == (3,)
 
 
@@ -53,15 +53,22 @@ def test_it_scripts_and_answers_the_same() -> None:
     assert torch.allclose(torch.jit.script(network)(pixels), network(pixels), atol=1e-5)
 
 
+def statistics(network: SubModel) -> list[torch.Tensor]:
+    """Return copies of the means that batch norms keep."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+
+
 def test_a_frozen_body_learns_nothing_and_keeps_its_statistics() -> None:
     network = sub_model().train()
     network.set_frozen(True)
     assert not any(module.training for module in network.network.modules())
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert trained == ["network.fc.weight", "network.fc.bias"]
-    before = [m.running_mean.clone() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = statistics(network)
+    assert before
     network(images())
-    after = [m.running_mean for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    after = statistics(network)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     network.train()
     network.set_frozen(False)
