@@ -1,4 +1,4 @@
-"""Tiny real things that tests share: cells drawn by the generator, a recipe, a Ray of our own, one finished search."""
+"""Fixtures that tests share: cells drawn by the generator, a recipe, a bucket, a Ray cluster, one finished search."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are tiny, and threads of several processes wait for each other
+# networks are tiny, and the threads of several processes would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -20,22 +20,23 @@ from ovr_ray.recipe import Recipe, parse
 from ovr_ray.run import RunFolder
 from tests.support import copy_run, plain_recipe
 
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  what other people's code draws from
+    np.random.seed(0)  # noqa: NPY002  other packages draw from it
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of all of xdist's processes; who makes something in it holds a lock."""
+    """Return a folder that all of xdist's processes share; a process that makes something in it holds a lock."""
     own = tmp_path_factory.getbasetemp()
     return own if worker_id == "master" else own.parent
 
 
 @pytest.fixture(scope="session")
 def cells(shared: Path) -> Path:
-    """A folder with ``data.csv`` (filename;crack;inactive) and 80 images of 40 pixels; no test changes it."""
+    """Return a folder with ``data.csv`` (filename;crack;inactive) and 80 images of 40 pixels; no test changes it."""
     folder = shared / "cells"
     with FileLock(shared / "cells.lock"):
         if not (folder / "data.csv").exists():
@@ -45,13 +46,13 @@ def cells(shared: Path) -> Path:
 
 @pytest.fixture
 def make_recipe(cells: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """A tiny recipe on the cells, some sections changed: ``make_recipe(search={"max_epochs": 1})``."""
+    """Return a function that makes a tiny recipe on the cells: ``make_recipe(search={"max_epochs": 1})``."""
     return lambda **sections: parse(plain_recipe(cells, tmp_path, **sections))
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket on a server on loopback, which every process that is started now finds."""
+    """Yield an empty bucket on a server on loopback; processes that are started from now on find it."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -73,7 +74,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of our own: two CPUs, and two GPUs that are declared only."""
+    """Start a Ray of this test session's own: two CPUs, and two GPUs that are only declared."""
     import ray
 
     # sockets below a path of pytest's would be longer than the 107 bytes that Linux allows
@@ -94,7 +95,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(cells: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
-    """The run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``; searched once."""
+    """Return a copy of the run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``."""
     import ovr_ray
 
     recipe = parse(plain_recipe(cells, shared / "finished"))

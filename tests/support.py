@@ -1,24 +1,34 @@
-"""Helpers that tests share: tiny recipes, copies of runs, and processes that tests start and end."""
+"""Helpers that tests share: tiny recipes and networks, copies of runs, the command line, and processes of their own."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
+from torch import nn
 from upath import UPath
 
+from ovr_ray.joint import JointMetadata
+from ovr_ray.model import SubModel, build
 from ovr_ray.run import RunFolder
 
 BACKBONE = "shufflenet_v2_x0_5"
 """The smallest network of torchvision's."""
 
 SIZE = 32
+"""Pixels a side of the images that :func:`plain_recipe` stores."""
 
 PATIENCE = 600
 """Seconds until a process that a test started is taken to hang: well beyond what it needs on a slow machine."""
@@ -29,18 +39,40 @@ EVERY_OPTION: dict[str, Any] = {
     "unfreeze_epoch": 2,
     "ema_decay": 0.9,
 }
-"""Of training; all are off by default."""
+"""Options of training that are off by default."""
+
+
+IMAGES = 64
+"""Images in :func:`batches`."""
+
+
+def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches of images and labels that are easy to learn: dark images are negative, bright ones positive."""
+    generator = torch.Generator().manual_seed(epoch)
+    for _ in range(4):
+        labels = (torch.arange(16) % 4 == 0).float()
+        images = torch.randint(0, 100, (16, 1, 32, 32), generator=generator) + 120 * labels.view(-1, 1, 1, 1).long()
+        yield images.to(torch.uint8), labels
+
+
+def scalars(path: str, metric: str) -> list[Any]:
+    """Return the points that TensorBoard draws of a metric, from an event file or a trial's folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(path)
+    events.Reload()
+    return events.Scalars(f"ray/tune/{metric}")
 
 
 def free_port() -> int:
-    """One that nobody on this machine listens on now."""
+    """Return a port that nobody on this machine listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def ancestors(pid: int) -> list[int]:
-    """Of a process, its parent first."""
+    """Return the processes above a process, its parent first."""
     line = []
     while pid > 1:
         pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
@@ -64,7 +96,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 def plain_recipe(cells: Path, storage: Path, **sections: Any) -> dict[str, Any]:
-    """A recipe as plain YAML types; sections are merged into it."""
+    """Return a recipe as plain YAML types, with these sections merged into it."""
     task = {
         "trials": 3,
         "default": {"backbone": BACKBONE, "weights": None, "lr": 1e-3, "batch_size": 16},
@@ -83,10 +115,76 @@ def plain_recipe(cells: Path, storage: Path, **sections: Any) -> dict[str, Any]:
 
 
 def copy_run(run: RunFolder, storage: Path) -> RunFolder:
-    """A run folder in another storage, with the decoded images."""
+    """Copy a run folder and the decoded images to another storage, and return the copy."""
     there = RunFolder(UPath(storage / run.path.name))
     for name in (run.path.name, "_images"):
         shutil.copytree(str(run.path.parent / name), storage / name, dirs_exist_ok=name == "_images")
-    recipe = (there.path / "recipe.yaml")
+    recipe = there.path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(run.path.parent), str(storage)))
     return there
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed, and the exit code that it ended with."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run_cli(*arguments: object) -> Ended:
+    """Run the command line in this process, as ``ovr-ray ARGUMENTS`` would, and return how it ended."""
+    from ovr_ray.commands.cli import main
+
+    argv = ["ovr-ray", *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.dict(os.environ, COLUMNS="120"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def run_cli_anew(*arguments: object, **variables: str) -> Ended:
+    """Run the command line in a new process, with these environment variables, and return how it ended."""
+    command = [sys.executable, "-m", "ovr_ray.commands.cli", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "120"} | variables
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def random_images(channels: int = 1, size: tuple[int, int] = (50, 70), count: int = 4) -> torch.Tensor:
+    """Return images of noise, uint8 (count, channels, height, width)."""
+    return torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
+
+
+def random_sub_model(backbone: str, image_size: int, stored_size: int = 64, channels: int = 1) -> SubModel:
+    """Return a random sub-model whose head is so large that different images get different probabilities."""
+    mean, std = [0.5] * channels, [0.2] * channels
+    made = SubModel(build(backbone, image_size), stored_size, image_size, channels, mean, std).eval()
+    head = made.head()
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    assert head.bias is not None
+    with torch.no_grad():
+        logits = made(random_images(channels))
+        head.weight.copy_(head.weight / logits.std())
+        head.bias.copy_((head.bias - logits.mean()) / logits.std())
+    return made
+
+
+def joint_metadata(labels: Sequence[str], thresholds: Sequence[float] | None = None) -> JointMetadata:
+    """Return the metadata of a joint model that belongs to no run."""
+    return JointMetadata(
+        labels=list(labels),
+        thresholds=list(thresholds or [0.5] * len(labels)),
+        winners={label: f"{label}-0000, epoch 1" for label in labels},
+        metrics={label: {"val_f1": 0.5} for label in labels},
+        recipe={},
+    )

@@ -1,6 +1,6 @@
-"""Measured against baselines: `python -m tests.benchmarks [NAME…] [--gpu] [--json FILE]`. No name: all but long ones.
+"""Run benchmarks against their baselines: `python -m tests.benchmarks [NAME…] [--gpu] [--json FILE]`.
 
-`--gpu` without a name runs what needs a GPU, and nothing else.
+Without a name, all but the long ones are run. `--gpu` without a name runs only those that need a GPU.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ BENCHMARKS = (
     "stream",
     "trial",
 )
-"""Modules here with ``rows() -> list[Row]`` and ``LONG``; the others print what they have by commands of their own."""
+"""Modules of this package with ``rows() -> list[Row]`` and ``LONG``; the others have commands of their own."""
 
 
 def main() -> None:
-    """Run, print the table, write the JSON."""
+    """Run the benchmarks, print the table, and write the JSON."""
     modules = {name: importlib.import_module(f"tests.benchmarks.{name}") for name in BENCHMARKS}
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(modules)}")
-    parser.add_argument("--gpu", action="store_true", help="also what needs a GPU; without names, that alone")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(modules)}")
+    parser.add_argument("--gpu", action="store_true", help="also those that need a GPU; without a name, only those")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    asked = parser.parse_args()
-    if unknown := sorted(set(asked.names) - set(modules)):
+    given = parser.parse_args()
+    if unknown := sorted(set(given.names) - set(modules)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(modules)}")
-    if asked.gpu and not torch.cuda.is_available():
+    if given.gpu and not torch.cuda.is_available():
         parser.error("--gpu: torch sees no CUDA GPU on this machine (python -c 'import torch; torch.zeros(1).cuda()')")
-    names = asked.names or [name for name, module in modules.items() if not module.LONG and not asked.gpu]
+    names = given.names or [name for name, module in modules.items() if not module.LONG and not given.gpu]
     where = machine()
     rows = [row for name in names for row in modules[name].rows()]
-    if asked.gpu:
+    if given.gpu:
         rows += gpu.rows()
     Console().print(
         _table(rows), f"{where['processor']}, {where['cores']} cores, load {where['load']:.1f} at the start"
     )
-    if asked.json:
-        asked.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1))
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(caption="ratio: above 1 ours is better; medians of runs taken in turn with the baseline")
+    table = Table(caption="ratio: above 1 ours is better; medians of runs that alternate with the baseline's")
     for column in ("name", "baseline", "ours", "theirs", "ratio", "goal", "runs"):
         table.add_column(column, justify="left" if column in ("name", "baseline") else "right")
     for row in rows:

@@ -1,7 +1,7 @@
-"""Searches of ever more trials, tasks and nodes whose trials only sleep: what the driver takes between two trials.
+"""Searches of more and more trials, tasks and nodes, whose trials only sleep: the driver's time between two trials.
 
 Everything but the training is real: Tune, Optuna, ASHA, the ledger, the live table, the run folder. One search alone:
-``python -m tests.benchmarks.growth TRIALS TASKS NODES [--profile FILE]``, FILE being cProfile's.
+``python -m tests.benchmarks.growth TRIALS TASKS NODES [--profile FILE]``; FILE gets the profile of cProfile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from rich.console import Console
@@ -28,45 +29,45 @@ from ovr_ray.images import ImageSet
 from ovr_ray.recipe import Recipe, parse
 from ovr_ray.run import RunFolder
 from ovr_ray.search import run as search_run
-from ovr_ray.search.trial import Job, _report
+from ovr_ray.search.trial import SearchContext, _report
 from tests.benchmarks.measure import Row, row, seconds
-from tests.support import plain_recipe
 from tests.faults.harness import cluster
+from tests.support import plain_recipe
 
 LONG = True
 CASES = [(trials, 2, 1) for trials in (10, 100, 1000)]
 CASES += [(100, tasks, 1) for tasks in (8, 32)] + [(100, 2, nodes) for nodes in (2, 4, 8)]
-"""Trials, tasks and nodes."""
+"""Trials, tasks and nodes of each search."""
 SLOTS = 2
-"""Of a node: CPUs that are declared, not there; sleeping takes none."""
+"""CPUs that each node declares; they need not exist, because sleeping uses none."""
 EPOCH, EPOCHS, GOAL = 0.25, 4, 0.5
-"""Seconds; epochs of a trial that is not stopped; seconds that a slot may be without work, a trial."""
+"""Seconds of an epoch, epochs of a trial that is not stopped, and seconds that a slot may be idle per trial."""
 COUNTS = ("tn", "fp", "fn", "tp")
 
 
 def rows() -> list[Row]:
-    """One search a case, each with a cluster and a driver of its own."""
+    """Run one search per case, each with a cluster and a driver of its own."""
     return [_row(*case) for case in CASES]
 
 
 def _row(trials: int, tasks: int, nodes: int) -> Row:
     command = [sys.executable, "-m", "tests.benchmarks.growth", *map(str, (trials, tasks, nodes))]
-    told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
     name = f"{trials} trials, {tasks} tasks, {nodes} nodes"
-    print(f"{name}: {told}", file=sys.stderr)  # minutes pass until the next one, which may find no memory left
-    idle, asleep = told.pop("idle_s"), told.pop("asleep_s")
+    print(f"{name}: {found}", file=sys.stderr)  # minutes pass until the next one, which may run out of memory
+    idle, asleep = found.pop("idle_s"), found.pop("asleep_s")
     goal = asleep / (asleep + GOAL)
-    return row(name, "perfectly packed", asleep + idle, asleep, round(goal, 3), 1, **told) | {"goal_idle_s": GOAL}
+    return row(name, "perfectly packed", asleep + idle, asleep, round(goal, 3), 1, **found) | {"goal_idle_s": GOAL}
 
 
-def sleep_as_a_trial(config: dict[str, Any], job: Job, images: ImageSet) -> None:
-    """Report and write what a trial does, in place of :func:`ovr_ray.search.trial.train_trial`."""
-    folder, began = job.run.trial(config["task"], config["number"]), time.time()
+def sleep_as_a_trial(config: dict[str, Any], context: SearchContext, images: ImageSet) -> None:
+    """Sleep, and report and write what a trial does, in place of :func:`ovr_ray.search.trial.train_trial`."""
+    folder, began = context.run.trial(config["task"], config["number"]), time.time()
     scores = np.random.default_rng([config["number"]]).random((EPOCHS, 4)).tolist()
     written: list[dict[str, Any]] = []
     for epoch, (f1, half, precision, loss) in enumerate(scores, 1):
         time.sleep(EPOCH)
-        counts = {f"{part}_{count}": 10 for part in ("train", "val") for count in COUNTS}
+        counts = {f"{split}_{count}": 10 for split in ("train", "val") for count in COUNTS}
         metrics = {"epoch": epoch, "lr": config["lr"], "images_per_s": 100.0, "train_loss": loss, "val_loss": loss}
         metrics |= counts | {"val_f1": f1, "threshold": 0.5, "val_f1_at_half": half, "val_average_precision": precision}
         metrics |= {"device": "cpu", "parts": 1}
@@ -76,11 +77,12 @@ def sleep_as_a_trial(config: dict[str, Any], job: Job, images: ImageSet) -> None
 
 
 def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) -> dict[str, Any]:
-    """Figures of one search; seconds, of which ``idle_s`` and ``asleep_s`` are a slot's, a trial.
+    """Return the figures of one search, in seconds and megabytes.
 
-    ``idle_s`` is what a slot waits from the end of its trial to the next one's first epoch, and at reports: all but
-    the start of its process. ``wall_s`` counts from the first trial's begin; ``wall_beyond_packed_s`` is what all slots
-    would not have needed of it, a trial; ``driver_mb`` is the peak, ``grown_mb`` what of it came after the imports.
+    ``idle_s`` and ``asleep_s`` are means per trial. ``idle_s`` is the time that a slot waits from the end of a trial to
+    the first epoch of the next one, and at reports; the start of its process is left out. ``wall_s`` counts from the
+    begin of the first trial. ``wall_beyond_packed_s`` is, per trial, the part of it that a perfect packing on all slots
+    would save. ``driver_mb`` is the driver's peak, and ``grown_mb`` is how much it grew after the imports.
     """
     with (
         tempfile.TemporaryDirectory(prefix="ovr-") as place,
@@ -89,13 +91,13 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
     ):
         generate(Path(place), count=80, size=40)
         os.environ["RAY_ADDRESS"] = ours.address
-        search_run.train_trial = sleep_as_a_trial
         watched = Console(file=nowhere, force_terminal=True)
         before, began = _peak_mb(), time.time()
-        with cProfile.Profile() if profile else nullcontext() as profiler:
+        profiler = cProfile.Profile()
+        with patch.object(search_run, "train_trial", sleep_as_a_trial), profiler if profile else nullcontext():
             run = search.tune(_recipe(Path(place), trials, tasks), console=watched)
         total, peak = time.time() - began, _peak_mb()
-        if profiler:
+        if profile:
             profiler.dump_stats(profile)
         return _slots(run, SLOTS * nodes) | {
             "total_s": round(total, 2),
@@ -122,7 +124,10 @@ def _recipe(place: Path, trials: int, tasks: int) -> Recipe:
 
 
 def _slots(run: RunFolder, declared: int) -> dict[str, Any]:
-    """How long each was there, and asleep, from its first trial's begin to its last one's end; not all may ever be."""
+    """Return how long the slots were there and asleep; a slot counts from its first trial's begin to its last one's end.
+
+    There may be fewer slots than declared.
+    """
     epochs = search.read_ledger(run).history()
     by_slot = epochs.groupby("slot")
     there = (by_slot.time.max() - by_slot.began.min()).sum()
@@ -140,7 +145,7 @@ def _slots(run: RunFolder, declared: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one search's figures as JSON."""
+    """Print the figures of one search as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__)
     for name in ("trials", "tasks", "nodes"):
         parser.add_argument(name, type=int)

@@ -1,4 +1,4 @@
-"""What benchmarks share: two things timed in turn, in processes of their own if need be, and a row about it."""
+"""Helpers of the benchmarks: work timed in turn with its baseline, processes of their own, and rows of results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,12 +20,12 @@ import torch
 RUNS = 7
 
 Row = dict[str, Any]
-"""name, baseline, ratio (above 1: ours is better), goal, runs, ours_s, baseline_s, and what else there is to tell."""
+"""A comparison: name, baseline, ratio (above 1: ours is better), goal, runs, ours_s, baseline_s, and more facts."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where figures come from."""
+    """The machine that figures come from."""
 
     processor: str
     cores: int
@@ -35,16 +35,16 @@ class Machine:
 
 
 def machine() -> dict[str, Any]:
-    """This one, and how busy it was when the benchmarks began."""
-    told = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    """Return the facts of this machine, and its load when the benchmarks began."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     versions = {name: version(name) for name in ("torch", "torchvision", "ray", "onnxruntime", "numpy")}
-    processor = told[0].partition(": ")[2] if told else platform.machine()
+    processor = models[0].partition(": ")[2] if models else platform.machine()
     load = os.getloadavg()[0]
     return asdict(Machine(processor, os.cpu_count() or 1, load, platform.python_version(), versions))
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Of one call, the mean of so many."""
+    """Return the seconds that one call takes: the mean of ``times`` calls."""
     began = time.perf_counter()
     for _ in range(times):
         work()
@@ -52,18 +52,18 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
 
 
 def in_turn(
-    works: dict[str, Callable[[], object]], times: int = 1, runs: int = RUNS, warm: int = 3
+    works: Mapping[str, Callable[[], object]], times: int = 1, runs: int = RUNS, warm: int = 3
 ) -> dict[str, float]:
-    """Median seconds of each work, all of them warmed up, then run A B C A B C …
+    """Return the median seconds of each work; after a warm-up they run in turn, A B C A B C …
 
     Parameters
     ----------
-    works : dict of str to callable
+    works : mapping of str to callable
     times : int
-        Calls a run.
+        Calls per run.
     runs : int
     warm : int
-        Calls before the first run: TorchScript compiles on the first ones.
+        Calls of each work before the first run: TorchScript compiles in the first ones.
     """
     for work in works.values():
         for _ in range(warm):
@@ -76,18 +76,18 @@ def in_turn(
 
 
 def row(name: str, baseline: str, ours: float, theirs: float, goal: float, runs: int = RUNS, **more: Any) -> Row:
-    """One comparison of two medians, in seconds for the same work."""
+    """Return the comparison of two medians, in seconds for the same work."""
     figures = {"ratio": round(theirs / ours, 3), "goal": goal, "runs": runs, "ours_s": ours, "baseline_s": theirs}
     return {"name": name, "baseline": baseline, **figures, "torch_threads": torch.get_num_threads(), **more}
 
 
 @contextmanager
 def process(side: Callable[..., None], *what: Any) -> Iterator[Connection]:
-    """One side, waiting in a process of its own; yields the pipe that asks it for runs."""
+    """Start one side in a process of its own, and yield the pipe that asks it for runs."""
     here, there = multiprocessing.Pipe()
     running = multiprocessing.get_context("spawn").Process(target=side, args=(there, *what))
     running.start()
-    there.close()  # so that its end is told, not waited for
+    there.close()  # otherwise its end would not be noticed here, and recv would wait forever
     try:
         yield here
     finally:

@@ -1,4 +1,4 @@
-"""What a careful person does without this project: one task, one plain PyTorch loop."""
+"""The baseline that a careful person writes without this project: a plain PyTorch loop for one task."""
 
 from __future__ import annotations
 
@@ -13,19 +13,31 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from ovr_ray.model import build
+from ovr_ray.model import build, initial_weights
 
 STAGES = {0: 1e-3, 5: 1e-4, 20: 1e-5}
 """Finished epochs -> learning rate."""
 
 
 class Cells(Dataset[tuple[torch.Tensor, float]]):
-    """PNGs, decoded whenever they are asked for.
+    """Images of a label table, each decoded whenever it is wanted.
 
     Parameters
     ----------
     table : DataFrame
         ``filename`` and the task's column.
+    task : str
+    folder : Path
+        The folder of the files.
+    size : int
+        Pixels a side.
+    flip : bool
+        Whether images are flipped at random.
+
+    Attributes
+    ----------
+    mean, std : float
+        Of the training images, whose pixels are in 0..1.
     """
 
     def __init__(self, table: pd.DataFrame, task: str, folder: Path, size: int, flip: bool) -> None:
@@ -48,56 +60,69 @@ class Cells(Dataset[tuple[torch.Tensor, float]]):
 
 
 def plain_loop(
-    parts: dict[str, pd.DataFrame],
+    splits: dict[str, pd.DataFrame],
     task: str,
     folder: Path,
     backbone: str,
     weights: str | None,
     rates: dict[int, float] = STAGES,
     pixels: tuple[float, float] | None = None,
-    **how: int,
+    *,
+    size: int,
+    epochs: int,
+    batch_size: int,
+    workers: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Train with Adam, staged rates, a positive weight and flips.
 
     Parameters
     ----------
-    parts : dict of str to DataFrame
-        train, val and, optionally, test.
+    splits : dict of str to DataFrame
+        Split (train, val and, optionally, test) -> ``filename`` and the task's column.
+    task : str
+    folder : Path
+        The folder of the images.
+    backbone : str
+    weights : str or None
+        As in :class:`~ovr_ray.recipe.Config`.
     rates : dict of int to float
         Finished epochs -> learning rate.
     pixels : tuple of float, optional
-        Mean and standard deviation, of 0..1; measured on train if they are not known.
-    how : int
-        ``size, epochs, batch, workers``.
+        Mean and standard deviation of the pixels, in 0..1; by default they are measured on train.
+    size : int
+        Pixels a side.
+    epochs, batch_size : int
+    workers : int
+        Processes that decode, for each split.
 
     Yields
     ------
     dict of str to ndarray
-        After each epoch: the probabilities (float32) of every part but train.
+        After each epoch: the probabilities (float32) of every split but train.
     """
-    cells = {part: Cells(table, task, folder, how["size"], part == "train") for part, table in parts.items()}
+    cells = {split: Cells(table, task, folder, size, split == "train") for split, table in splits.items()}
     if pixels is None:
-        train = torch.stack([image[0] for image, _ in cells["train"]])
+        train = torch.stack([cells["train"][at][0][0] for at in range(len(cells["train"]))])
         pixels = float(train.mean()), float(train.std())
     for each in cells.values():
         each.mean, each.std = pixels
     loaders = {
-        part: DataLoader(each, how["batch"], shuffle=part == "train", num_workers=how["workers"])
-        for part, each in cells.items()
+        split: DataLoader(each, batch_size, shuffle=split == "train", num_workers=workers)
+        for split, each in cells.items()
     }
-    net = build(backbone, how["size"], weights)
-    positive = float(parts["train"][task].mean())
+    net = build(backbone, size, initial_weights(backbone, weights)).network
+    positive = float(splits["train"][task].mean())
     loss_of = nn.BCEWithLogitsLoss(pos_weight=torch.tensor((1 - positive) / positive))
     optimizer = torch.optim.Adam(net.parameters(), lr=1.0)
     schedule = LambdaLR(optimizer, lambda done: next(rate for first, rate in reversed(rates.items()) if done >= first))
-    for _ in range(how["epochs"]):
+    for _ in range(epochs):
         net.train()
         for images, labels in loaders["train"]:
             optimizer.zero_grad()
             loss_of(net(images).flatten(), labels.float()).backward()
             optimizer.step()
         schedule.step()
-        yield {part: _probabilities(net, loader) for part, loader in loaders.items() if part != "train"}
+        yield {split: _probabilities(net, loader) for split, loader in loaders.items() if split != "train"}
 
 
 @torch.no_grad()

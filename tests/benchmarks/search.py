@@ -1,4 +1,4 @@
-"""A whole search on two cores: against the same trials without Ray, and against one plain loop after another."""
+"""A whole search on two cores, against the same trials without Ray, and against one plain loop after another."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from ovr_ray import cluster
 from ovr_ray.images import load, read_labels
 from ovr_ray.recipe import Recipe, parse
 from ovr_ray.run import RunFolder
+from tests.benchmarks.bare import FACTS
+from tests.benchmarks.bare import IMAGES as DECODED
 from tests.benchmarks.measure import Row, row
 
 LONG = True
 ELPV = Path(__file__).parents[2] / "data" / "elpv"
-"""Real images, where ``make demo`` put them; drawn ones otherwise."""
+"""Folder in which ``make demo`` puts real images; if it does not exist, images are drawn."""
 BACKBONE, WEIGHTS = "efficientnet_lite0", "DEFAULT"
 IMAGES, SIZE, TRIALS, EPOCHS, SLOTS, RUNS = 400, 128, 6, 4, 2, 3
-"""Trials of each of two tasks; as many at once as there are cores."""
+"""Images, their size in pixels a side, trials of each of two tasks, epochs, trials at the same time, runs."""
 
 
 def rows() -> list[Row]:
-    """Images are decoded before; the loop by hand decodes them again, as it does."""
+    """Return the two comparisons; images are decoded before, and the loop by hand decodes them again."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipes = {scheduler: _recipe(folder, scheduler) for scheduler in ("none", "asha")}
@@ -40,7 +42,7 @@ def rows() -> list[Row]:
         taken: dict[str, list[dict[str, Any]]] = {"none": [], "bare": [], "asha": [], "hand": []}
         for _ in range(RUNS):
             taken["none"].append(_tuned(folder, recipes["none"]))
-            _tell(folder, recipes["none"])
+            _write_trials(folder, recipes["none"])
             taken["bare"].append(_bare(folder, "trials", SLOTS))
             taken["asha"].append(_tuned(folder, recipes["asha"]))
             taken["hand"].append(_bare(folder, "loops", 1))
@@ -51,7 +53,7 @@ def rows() -> list[Row]:
 
 
 def _row(name: str, baseline: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], goal: float) -> Row:
-    """``ratio`` is of whole commands; ``ratio_without_start`` leaves out what ours takes until Ray is up."""
+    """Return a comparison of whole commands; ``ratio_without_start`` leaves out our time until Ray is up."""
     whole, searched = (median(run[key] for run in ours) for key in ("seconds", "searched"))
     other = median(run["seconds"] for run in theirs)
     more = {"images": IMAGES, "trials": 2 * TRIALS, "epochs": median(run["epochs"] for run in ours)}
@@ -62,7 +64,7 @@ def _row(name: str, baseline: str, ours: list[dict[str, Any]], theirs: list[dict
 
 
 def _recipe(folder: Path, scheduler: str) -> Recipe:
-    """Random draws, so that both schedulers, and all runs, try the same configs."""
+    """Return a recipe with random draws, so that both schedulers, and all runs, try the same configs."""
     real, labels = ELPV.exists(), ("defective", "monocrystalline") if ELPV.exists() else ("crack", "inactive")
     if not real and not (folder / "data.csv").exists():
         generate(folder, count=IMAGES, size=SIZE)
@@ -91,7 +93,7 @@ def _recipe(folder: Path, scheduler: str) -> Recipe:
 
 
 def _write_decoded(folder: Path, recipe: Recipe) -> None:
-    """All that the other side needs but configs: images, by row, and the tables about them."""
+    """Write what the other side needs besides the configs: the images by row, and the facts about them."""
     table = read_labels(recipe.data, recipe.tasks)
     with cluster.connected():
         images, table = load(table, recipe.data, recipe.storage, memory=1e9)
@@ -100,25 +102,25 @@ def _write_decoded(folder: Path, recipe: Recipe) -> None:
         decoded = np.zeros((len(table.files), 1, SIZE, SIZE), np.uint8)
         for at, image in window.items():
             decoded[at] = image
-    np.save(folder / "images.npy", decoded)
+    np.save(folder / DECODED, decoded)
     tasks = {}
     for task in recipe.tasks:
-        parts = {part: np.flatnonzero(np.isfinite(table.labels_of(task, part))).tolist() for part in ("train", "val")}
-        labels = np.maximum(np.nan_to_num(table.labels_of(task, "train")), np.nan_to_num(table.labels_of(task, "val"))).tolist()
-        tasks[task] = {"labels": labels, "pos_weight": table.pos_weight(task), **parts}
-    told = {"recipe": recipe.dump(), "files": table.files.tolist(), "tasks": tasks, "mean": mean, "std": std}
-    (folder / "told.json").write_text(json.dumps(told))
+        rows = {split: np.flatnonzero(np.isfinite(table.labels_of(task, split))).tolist() for split in ("train", "val")}
+        tasks[task] = {"labels": np.nan_to_num(table.labels[task]).tolist(), **rows}
+    facts = {"recipe": recipe.dump(), "files": table.files.tolist(), "tasks": tasks, "mean": mean, "std": std}
+    (folder / FACTS).write_text(json.dumps(facts))
 
 
-def _tell(folder: Path, recipe: Recipe) -> None:
-    """The configs that our side drew, for the other one."""
-    told = json.loads((folder / "told.json").read_text())
-    records = sorted((trial.record() for trial in RunFolder.of(recipe).trials()), key=lambda record: record["number"])
-    (folder / "told.json").write_text(json.dumps(told | {"trials": records}))
+def _write_trials(folder: Path, recipe: Recipe) -> None:
+    """Write the configs that our side drew, for the other side."""
+    facts = json.loads((folder / FACTS).read_text())
+    records = sorted((trial.record for trial in RunFolder.of(recipe).trials()), key=lambda record: record.number)
+    facts["trials"] = [record.model_dump(mode="json") for record in records]
+    (folder / FACTS).write_text(json.dumps(facts))
 
 
 def _tuned(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """The whole command, from nothing but decoded images; ``searched`` begins when Ray is up."""
+    """Run the whole command with nothing but decoded images there; ``searched`` counts from when Ray is up."""
     run = RunFolder.of(recipe)
     shutil.rmtree(str(run.path), ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -126,17 +128,18 @@ def _tuned(folder: Path, recipe: Recipe) -> dict[str, Any]:
     command = [sys.executable, "-m", "ovr_ray.commands.cli", "tune", str(folder / f"{scheduler}.yaml")]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     whole = time.monotonic() - began
-    epochs = {trial.name: trial.epochs() for trial in run.trials()}
     best: dict[str, float] = {}
+    count = 0
     for trial in run.trials():
-        task = trial.record()["task"]
-        best[task] = max(best.get(task, 0.0), float(epochs[trial.name].val_f1.max()))
-    searched = json.loads((run.path / "search.json").read_text())["seconds"]
-    return {"seconds": whole, "searched": searched, "epochs": sum(map(len, epochs.values())), "f1": best}
+        epochs, task = trial.folder.epochs(), trial.record.task
+        count += len(epochs)
+        best[task] = max(best.get(task, 0.0), float(epochs.val_f1.max()))
+    searched = json.loads(run.clock.read_text())["seconds"]
+    return {"seconds": whole, "searched": searched, "epochs": count, "f1": best}
 
 
 def _bare(folder: Path, side: str, slots: int) -> dict[str, Any]:
-    """So many processes at once; their mean time, as if they had ended together: perfectly packed."""
+    """Run this many processes at the same time; their mean time is that of a perfect packing, where all end together."""
     shutil.rmtree(folder / "bare", ignore_errors=True)
     began, taken, best = time.monotonic(), [], dict[str, float]()
     command = [sys.executable, "-m", "tests.benchmarks.bare", side, str(folder)]

@@ -1,5 +1,5 @@
 // A joint model without Python: predict MODEL IMAGES N CHANNELS HEIGHT WIDTH, where IMAGES is N x C x H x W raw bytes.
-// Prints the probabilities, a line an image.
+// Prints the probabilities, one line per image.
 #include <torch/script.h>
 
 #include <cstdio>

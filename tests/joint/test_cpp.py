@@ -12,14 +12,13 @@ import torch
 from upath import UPath
 
 from ovr_ray.joint import JointModel, write_torchscript
-from tests.support import BACKBONE
-from tests.joint.test_joint import images, sub_model
+from tests.support import BACKBONE, joint_metadata, random_images, random_sub_model
 
 SOURCE = Path(__file__).with_name("predict.cpp")
 
 
 def build(program: Path) -> None:
-    """With plain g++: cmake's find_package(Torch) would look for the CUDA that torch was built with."""
+    """Build with g++ alone: cmake's find_package(Torch) would look for the CUDA that torch was built with."""
     folder = Path(torch.__file__).parent
     headers = [f"-I{folder / 'include'}", f"-I{folder / 'include/torch/csrc/api/include'}"]
     libraries = [f"-L{folder / 'lib'}", f"-Wl,-rpath,{folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -30,13 +29,15 @@ def build(program: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_a_cpp_program_answers_as_python_does(tmp_path: Path) -> None:
-    model = JointModel(["a", "b"], [sub_model(BACKBONE, 64), sub_model("resnet18", 48)], [0.3, 0.5]).eval()
-    batch = images(size=(50, 70), count=3)
-    write_torchscript(model, UPath(tmp_path / "joint.pt"), {}, list(batch))
+def test_a_cpp_program_gives_the_answers_that_python_gives(tmp_path: Path) -> None:
+    sub_models = [random_sub_model(BACKBONE, 64), random_sub_model("resnet18", 48)]
+    model = JointModel(["a", "b"], sub_models, [0.3, 0.5]).eval()
+    batch = random_images(size=(50, 70), count=3)
+    write_torchscript(model, UPath(tmp_path / "joint.pt"), joint_metadata("ab"), list(batch))
     (tmp_path / "images.bin").write_bytes(batch.numpy().tobytes())
     build(tmp_path / "predict")
-    command = [tmp_path / "predict", tmp_path / "joint.pt", tmp_path / "images.bin", *map(str, batch.shape)]
+    files = [str(tmp_path / name) for name in ("predict", "joint.pt", "images.bin")]
+    command = [*files, *map(str, batch.shape)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     with torch.inference_mode():
         expected = model(batch).numpy()

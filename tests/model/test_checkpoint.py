@@ -28,7 +28,7 @@ CARD = Card(
 
 @pytest.fixture(params=["folder", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    """On disk, and in an object store."""
+    """A folder on disk, and one in an object store."""
     return UPath(tmp_path / "c") if request.param == "folder" else UPath("memory://checkpoint-test/c")
 
 
@@ -44,6 +44,10 @@ def test_what_is_saved_is_loaded(folder: UPath) -> None:
     assert load_training(folder, CARD.sub_model()) == {"epoch": 3, "optimizer": {}}
     forget(folder, weights_too=False)
     assert read_card(folder)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert read_card(folder, sizes) == card
+    assert read_card(folder, sizes | {"weights.pt": sizes["weights.pt"] - 1}) is None
+    assert read_card(folder, {"weights.pt": sizes["weights.pt"]}) is None
     forget(folder, weights_too=True)
     assert read_card(folder) is None
 
@@ -58,7 +62,7 @@ def test_a_checkpoint_that_knows_more_or_fewer_fields_is_loaded(tmp_path: Path) 
 
 
 class Trap:
-    """What a hostile file would unpickle to."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, sprung: Path) -> None:
         self.sprung = sprung

@@ -4,27 +4,28 @@ import pytest
 import torch
 from torch import nn
 
-from ovr_ray.model import SubModel
+from ovr_ray.model import Backbone, SubModel
 from ovr_ray.training.averaging import averaged
 
 
 def followed(decay: float, values: list[float]) -> list[tuple[float, float, int]]:
-    """An average's weight, batch statistic and count of batches, after each value that the followed ones took."""
-    sub_model = SubModel(nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)), 8, 8, 1, [0.5], [0.2])
+    """Return an average's weight, batch statistic and number of batches, after each value of the averaged ones."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    sub_model = SubModel(Backbone(network, head="0"), 8, 8, 1, [0.5], [0.2])
     average = averaged(sub_model, decay)
-    (linear, norm), (averaged_linear, averaged_norm) = sub_model.network, average.module.network
+    trained, averages = sub_model.state_dict(), average.module.state_dict()
+    weight, statistic = "network.0.weight", "network.1.running_mean"
     seen = []
     for value in values:
-        with torch.no_grad():
-            linear.weight.fill_(value)
-            norm.running_mean.fill_(value)
+        trained[weight].fill_(value)
+        trained[statistic].fill_(value)
         average.update_parameters(sub_model)
-        seen.append((averaged_linear.weight.item(), averaged_norm.running_mean.item(), int(average.n_averaged)))
-    assert torch.equal(average.module.mean, sub_model.mean)
+        seen.append((averages[weight].item(), averages[statistic].item(), int(average.n_averaged)))
+    assert torch.equal(averages["mean"], sub_model.mean)
     return seen
 
 
-def test_the_decay_grows_with_the_steps_up_to_what_was_asked() -> None:
+def test_the_decay_grows_with_the_steps_up_to_the_given_one() -> None:
     expected, average = [], 0.0
     for step, value in enumerate([5.0, 1.0, 2.0, 4.0]):
         decay = min(0.2, (1 + step) / (10 + step)) if step else 0.0  # the first step's weights are taken as they are

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,30 +10,17 @@ import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ovr_ray.model import Diverged, SubModel, Trainer, build, choose_device, is_out_of_memory, learning_rate
-from ovr_ray.model.backbones import head
+from ovr_ray.model import Backbone, SubModel, build
 from ovr_ray.recipe import Config
-from tests.support import BACKBONE, EVERY_OPTION
+from ovr_ray.training import Diverged, Trainer, learning_rate
+from tests.support import BACKBONE, EVERY_OPTION, IMAGES, batches
 
 CPU = torch.device("cpu")
 METRICS = {
     *("epoch", "train_loss", "val_loss", "val_f1", "threshold", "val_f1_at_half", "val_average_precision"),
     *("images_per_s", "lr"),
-    *(f"{part}_{count}" for part in ("train", "val") for count in ("tn", "fp", "fn", "tp")),
+    *(f"{split}_{count}" for split in ("train", "val") for count in ("tn", "fp", "fn", "tp")),
 }
-
-
-IMAGES = 64
-"""In :func:`batches`."""
-
-
-def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Dark images are negative, bright ones positive."""
-    generator = torch.Generator().manual_seed(epoch)
-    for _ in range(4):
-        labels = (torch.arange(16) % 4 == 0).float()
-        images = torch.randint(0, 100, (16, 1, 32, 32), generator=generator) + 120 * labels.view(-1, 1, 1, 1).long()
-        yield images.to(torch.uint8), labels
 
 
 def trainer(max_epochs: int = 4, pos_weight: float = 3.0, workers: int = 1, **config: Any) -> Trainer:
@@ -46,6 +31,7 @@ def trainer(max_epochs: int = 4, pos_weight: float = 3.0, workers: int = 1, **co
 
 
 def run(given: Trainer) -> list[dict[str, Any]]:
+    """Train to the last epoch; return the rows of all epochs."""
     return list(given.epochs(batches, lambda: batches(99), IMAGES))
 
 
@@ -59,7 +45,7 @@ def test_it_learns_and_reports_every_metric_each_epoch() -> None:
 
 
 @pytest.mark.parametrize(("precision", "computed"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
-def test_it_computes_in_the_asked_precision_and_keeps_float32_weights(precision: str, computed: torch.dtype) -> None:
+def test_it_computes_in_the_given_precision_and_keeps_float32_weights(precision: str, computed: torch.dtype) -> None:
     given = trainer(max_epochs=12, precision=precision)
     convolution = next(module for module in given.sub_model.modules() if isinstance(module, nn.Conv2d))
     seen = set()
@@ -70,7 +56,7 @@ def test_it_computes_in_the_asked_precision_and_keeps_float32_weights(precision:
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
 
 
-def test_tf32_is_for_the_trial_that_asks_for_it_alone() -> None:
+def test_tf32_is_allowed_only_for_the_trial_that_asks_for_it() -> None:
     """Trials follow each other in one process."""
     allowed = []
     for precision in ("tf32", "fp32"):
@@ -84,7 +70,7 @@ def test_tf32_is_for_the_trial_that_asks_for_it_alone() -> None:
     [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, EVERY_OPTION],
     ids=["adam", "adamw", "sgd", "every option"],
 )
-def test_going_on_from_a_saved_state_is_as_if_never_interrupted(config: dict[str, Any]) -> None:
+def test_training_resumed_from_a_saved_state_is_as_if_never_interrupted(config: dict[str, Any]) -> None:
     undisturbed = run(trainer(**config))
     first = trainer(**config)
     epochs = first.epochs(batches, lambda: batches(99), IMAGES)
@@ -100,7 +86,7 @@ def test_going_on_from_a_saved_state_is_as_if_never_interrupted(config: dict[str
 
 
 def test_no_activation_is_copied_before_it_is_overwritten() -> None:
-    training = trainer(backbone="mobilenet_v3_small")  # of in-place ReLUs, which need no copy, and Hardswishs
+    training = trainer(backbone="mobilenet_v3_small")  # it has in-place ReLUs, which need no copy, and Hardswishs
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         next(training.epochs(batches, lambda: batches(99), IMAGES))
     operators = {event.key for event in profiler.key_averages()}
@@ -108,7 +94,7 @@ def test_no_activation_is_copied_before_it_is_overwritten() -> None:
     assert "aten::hardswish_" not in operators
 
 
-def test_the_body_is_trained_from_its_epoch_on() -> None:
+def test_the_body_is_trained_from_the_unfreeze_epoch_on() -> None:
     given = trainer(unfreeze_epoch=3)
     first_layer = next(given.sub_model.network.parameters())
     values = [first_layer.detach().clone() for _ in given.epochs(batches, lambda: batches(99), IMAGES)]
@@ -116,9 +102,35 @@ def test_the_body_is_trained_from_its_epoch_on() -> None:
     assert not torch.equal(values[1], values[2])
 
 
-def test_a_loss_that_is_no_number_ends_training() -> None:
+def test_a_loss_that_is_not_finite_ends_training() -> None:
     with pytest.raises(Diverged, match="epoch 1"):
         run(trainer(lr=1e38, optimizer="sgd", schedule="constant"))
+
+
+def test_sgd_without_momentum_trains() -> None:
+    epochs = run(trainer(max_epochs=4, optimizer="sgd", momentum=0.0, lr=0.03))
+    assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
+
+
+@pytest.mark.parametrize(("momentum", "is_nesterov"), [(0.0, False), (0.5, True)])
+def test_sgd_with_momentum_is_nesterovs(momentum: float, is_nesterov: bool) -> None:
+    (group,) = trainer(optimizer="sgd", momentum=momentum).optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (momentum, is_nesterov)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "rmsprop"}, {"precision": "fp8"}], ids=["optimizer", "precision"])
+def test_an_unknown_option_is_refused_when_a_trainer_is_made(wrong: dict[str, str]) -> None:
+    config = Config.model_construct(**{"backbone": BACKBONE} | wrong)  # type: ignore[arg-type]
+    sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])
+    with pytest.raises(AssertionError, match="|".join(wrong.values())):
+        Trainer(sub_model, config, pos_weight=1.0, max_epochs=1, device=CPU)
+
+
+def test_an_unknown_schedule_is_refused_in_the_first_epoch() -> None:
+    config = Config.model_construct(backbone=BACKBONE, schedule="linear")  # type: ignore[arg-type]
+    sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])
+    with pytest.raises(AssertionError, match="linear"):
+        run(Trainer(sub_model, config, pos_weight=1.0, max_epochs=1, device=CPU))
 
 
 def test_a_last_batch_of_one_image_is_trained_on_too() -> None:
@@ -130,12 +142,15 @@ def test_a_last_batch_of_one_image_is_trained_on_too() -> None:
     assert sum(row[f"train_{count}"] for count in ("tn", "fp", "fn", "tp")) == 65
 
 
-def test_the_rate_is_set_at_every_step_and_the_last_ones_is_reported() -> None:
+def test_the_rate_is_set_at_every_step_and_that_of_the_last_step_is_reported() -> None:
     given = trainer(max_epochs=2, warmup_epochs=1, body_lr_factor=0.5)
     rates: list[tuple[float, float]] = []
-    given.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: rates.append(tuple(group["lr"] for group in optimizer.param_groups))
-    )
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        body, head = optimizer.param_groups
+        rates.append((body["lr"], head["lr"]))
+
+    given.optimizer.register_step_pre_hook(note)
     reported = [row["lr"] for row in run(given)]
     expected = [learning_rate(given.config, epoch, 2, (step + 0.5) / 4) for epoch in (1, 2) for step in range(4)]
     assert [head for _, head in rates] == pytest.approx(expected)
@@ -144,12 +159,10 @@ def test_the_rate_is_set_at_every_step_and_the_last_ones_is_reported() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", {1: 1e-3, 2: 1e-4}], ids=["cosine", "staged"])
-def test_the_head_alone_learns_at_the_full_rate(schedule: Any) -> None:
+def test_only_the_head_learns_at_the_full_rate(schedule: Any) -> None:
     given = trainer(body_lr_factor=0.1, schedule=schedule)
     body, last = given.optimizer.param_groups
-    assert {id(parameter) for parameter in last["params"]} == {
-        id(p) for p in head(given.sub_model.network).parameters()
-    }
+    assert {id(p) for p in last["params"]} == {id(p) for p in given.sub_model.head().parameters()}
     assert len(body["params"]) + 2 == len(list(given.sub_model.parameters()))
     next(given.epochs(batches, lambda: batches(99), IMAGES))
     assert body["lr"] == pytest.approx(0.1 * last["lr"])
@@ -169,47 +182,29 @@ def test_what_is_validated_is_the_average_of_the_weights() -> None:
     assert row["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device(gpus_assigned=0.5).type == "cuda"
-    assert choose_device(gpus_assigned=0).type == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device(gpus_assigned=1).type == "cpu"
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device(gpus_assigned=0).type == "mps"
-
-
-def test_a_batch_in_parts_takes_the_same_step() -> None:
-    batches = [(torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8), (torch.arange(9) % 2).float())]
+def test_a_batch_in_micro_batches_takes_the_same_step() -> None:
+    batch = [(torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8), (torch.arange(9) % 2).float())]
     losses, weights = [], []
-    for parts in (1, 3):
+    for micro_batches in (1, 3):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 1))
-        sub_model = SubModel(network, 16, 16, 1, [0.5], [0.2])
+        sub_model = SubModel(Backbone(network, head="1"), 16, 16, 1, [0.5], [0.2])
         config = Config(optimizer="sgd", lr=0.1, schedule="constant")
-        trainer = Trainer(
-            sub_model, config, pos_weight=2.0, max_epochs=1, device=torch.device("cpu"), seed=0, parts=parts
-        )
-        (metrics,) = trainer.epochs(lambda epoch: batches, lambda: batches, 9)
-        losses.append(metrics["train_loss"])
-        weights.append(network[1].weight.detach().clone())
+        before = network.state_dict()["1.weight"].clone()
+        given = Trainer(sub_model, config, pos_weight=2.0, max_epochs=1, device=CPU, micro_batches=micro_batches)
+        (row,) = given.epochs(lambda epoch: batch, lambda: batch, 9)
+        losses.append(row["train_loss"])
+        weights.append(network.state_dict()["1.weight"])
+        assert not torch.allclose(weights[-1], before, atol=1e-4)
     assert losses[0] == pytest.approx(losses[1])
-    assert torch.allclose(*weights, atol=1e-6)
-
-
-def test_memory_that_does_not_suffice_is_told_from_other_errors() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 62, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(RuntimeError) as other:
-        torch.zeros(2) @ torch.zeros(3)
-    assert not is_out_of_memory(other.value)
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
 
 
 def uneven(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches that two workers cannot share equally; the last one is too small for them, so one is given it joined."""
+    """Return batches that two workers cannot share equally.
+
+    The last one is too small for two workers, which join it to the one before; one worker is given them joined.
+    """
     sizes = zip(batches(1), (15, 16, 7, 3), strict=True)
     *first, seven, three = [(images[:size], labels[:size]) for (images, labels), size in sizes]
     joined = torch.cat([seven[0], three[0]]), torch.cat([seven[1], three[1]])
@@ -217,14 +212,14 @@ def uneven(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def trained(workers: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """One epoch, of which batch norms see nothing: their body is frozen, and keeps its statistics."""
+    """Train one epoch in which batch norms make no difference: the body is frozen and keeps its statistics."""
     given = trainer(max_epochs=1, workers=workers, unfreeze_epoch=2, optimizer="sgd")
     (row,) = given.epochs(lambda epoch: uneven(workers), lambda: batches(99), 41)
     return row, given.sub_model.state_dict()
 
 
 def work(rank: int, folder: str) -> None:
-    """One of two workers; each notes what it got."""
+    """Train as one of two workers, and save the result."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save(trained(workers=2), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -237,37 +232,9 @@ def test_two_workers_together_take_the_steps_of_one(tmp_path: Path) -> None:
     before = trainer(max_epochs=1, unfreeze_epoch=2, optimizer="sgd").sub_model.state_dict()
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
     for rank in range(2):
-        told, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        reported, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, tensor in weights.items():
             assert torch.allclose(found[name], tensor, atol=1e-6), name
-        assert told["train_loss"] == pytest.approx(row["train_loss"], abs=1e-5)
+        assert reported["train_loss"] == pytest.approx(row["train_loss"], abs=1e-5)
         for name in ("train_tn", "train_fp", "train_fn", "train_tp", "lr"):
-            assert told[name] == row[name]
-
-
-GIVEN_BACK = """
-from pathlib import Path
-import numpy as np
-from ovr_ray.model import keep_pages
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-keep_pages()
-before = resident()
-buffers = [np.ones(1 << 20, np.uint8) for _ in range(201)]
-last = buffers.pop()  # what lies above the others keeps the heap from shrinking by itself
-del buffers
-kept = resident()
-keep_pages()
-print(kept - before, resident() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_a_process_keeps_its_buffers_until_the_next_trial() -> None:
-    """In a process of its own, as there is no way back."""
-    told = subprocess.run([sys.executable, "-c", GIVEN_BACK], check=True, capture_output=True, text=True).stdout
-    kept, left = map(int, told.split())
-    assert kept > 200 << 20
-    assert left < 20 << 20
+            assert reported[name] == row[name]

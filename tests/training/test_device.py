@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ovr_ray.recipe import Config
+from ovr_ray.training import choose_device, is_out_of_memory, set_up_process
+from ovr_ray.training.device import uses_bf16
+
+CPU = torch.device("cpu")
+
+
+def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(gpus=0.5).type == "cuda"
+    assert choose_device(gpus=0).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(gpus=1).type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(gpus=0).type == "mps"
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(3.0, 3), (0.5, 1)])
+def test_torch_uses_as_many_threads_as_cpus_are_assigned_and_at_least_one(cpus: float, threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        set_up_process(cpus, gpus=0)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bf16_is_used_if_asked_for_and_by_default_only_on_gpus() -> None:
+    assert uses_bf16("bf16", CPU)
+    assert not uses_bf16("auto", CPU)
+    assert not uses_bf16("fp32", CPU)
+    assert not uses_bf16("tf32", CPU)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    config = Config.model_construct(precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="fp8"):
+        uses_bf16(config.precision, CPU)
+
+
+def test_a_lack_of_memory_is_distinguished_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not is_out_of_memory(other.value)
+
+
+GIVEN_BACK = """
+from pathlib import Path
+import numpy as np
+from ovr_ray.training import keep_pages
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+keep_pages()
+before = resident()
+buffers = [np.ones(1 << 20, np.uint8) for _ in range(201)]
+last = buffers.pop()  # what lies above the others keeps the heap from shrinking by itself
+del buffers
+kept = resident()
+keep_pages()
+print(kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_a_process_keeps_its_buffers_until_the_next_trial() -> None:
+    """It is tried in a new process, because the setting cannot be undone."""
+    printed = subprocess.run([sys.executable, "-c", GIVEN_BACK], check=True, capture_output=True, text=True).stdout
+    kept, left = map(int, printed.split())
+    assert kept > 200 << 20
+    assert left < 20 << 20
