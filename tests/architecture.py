@@ -23,7 +23,7 @@ FLOORS = (
     ("reporting", "refitting"),
     ("search", "results"),
     ("joint", "training", "checks"),
-    ("images", "run"),
+    ("images", "runs"),
     ("model", "cluster"),
     ("recipe",),
     ("storage", "errors", "choices", "ray_quirks", "_version"),

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from data.synthetic import generate
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import copy_run, plain_recipe
 
 

@@ -22,7 +22,7 @@ from upath import UPath
 
 from ovr_ray.joint import JointMetadata
 from ovr_ray.model import SubModel, build
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 
 BACKBONE = "shufflenet_v2_x0_5"
 """The smallest network of torchvision's."""

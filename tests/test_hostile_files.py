@@ -19,7 +19,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.images import read_table
 from ovr_ray.model import build, read_card
 from ovr_ray.recipe import load
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import copy_run
 
 

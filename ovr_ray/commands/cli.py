@@ -112,7 +112,7 @@ def status(run: RunPath) -> None:
     from rich.console import Console
 
     from ovr_ray import search
-    from ovr_ray.run import RunFolder
+    from ovr_ray.runs import RunFolder
 
     Console().print(search.status(search.read_ledger(RunFolder.open(run))), highlight=False)
 
@@ -254,7 +254,7 @@ def submit(
     from upath import UPath
 
     from ovr_ray.commands import verbs
-    from ovr_ray.run import joint_model_in
+    from ovr_ray.runs import joint_model_in
 
     home = verbs.submit(read_recipe(recipe, overrides), address, task, output, install)
     typer.echo(f"{joint_model_in(UPath(home))}: the joint model")

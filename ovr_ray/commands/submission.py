@@ -33,7 +33,7 @@ from rich.live import Live
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search import read_ledger, status
 from ovr_ray.storage import storage_errors
 
@@ -74,7 +74,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
     Returns
     -------
     Path
-        Folder with the results: those files of :meth:`RunFolder.results <ovr_ray.run.RunFolder.results>` that exist.
+        Folder with the results: those files of :meth:`RunFolder.results <ovr_ray.runs.RunFolder.results>` that exist.
 
     Raises
     ------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ovr_ray.images import LabelTable
     from ovr_ray.joint import JointMetadata
     from ovr_ray.results import Parts
-    from ovr_ray.run import Scores
+    from ovr_ray.runs import Scores
 
 SIDE_BY_SIDE: Final = 6
 """Largest number of labels that have a column each on a terminal."""

@@ -15,7 +15,7 @@ from ovr_ray.commands import starter, submission
 from ovr_ray.images import ImageSet, LabelTable, contact_sheet, read_labels
 from ovr_ray.images import load as load_images
 from ovr_ray.recipe import Recipe, load
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 
 Runnable = Recipe | str | Path
 """A recipe, or the path of one."""

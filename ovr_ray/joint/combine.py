@@ -18,7 +18,7 @@ from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_fold
 from ovr_ray.joint.winners import Winner, last_of, ranked, refuse_unknown
 from ovr_ray.model import SubModel, load_sub_model
 from ovr_ray.recipe import ExportFormat, Recipe, Source, Split
-from ovr_ray.run import EnsembleRecord, RunFolder, WinnerRecord, write_winners
+from ovr_ray.runs import EnsembleRecord, RunFolder, WinnerRecord, write_winners
 from ovr_ray.storage import side_by_side
 
 PROVEN_ON: Final = 8

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from ovr_ray.recipe import Split
-from ovr_ray.run import EnsembleRecord, MadeWith
+from ovr_ray.runs import EnsembleRecord, MadeWith
 
 METADATA: Final = "ovr_ray.json"
 """Name of the extra file inside ``joint.pt`` and ``joint.pt2``, and of the property of ``joint.onnx``."""
@@ -23,7 +23,7 @@ class JointMetadata(MadeWith):
     winners: dict[str, str]
     """Task -> what its answer is made of, in words."""
     metrics: dict[str, dict[str, Any]]
-    """Task -> metrics of its winner; see :class:`~ovr_ray.run.WinnerRecord`."""
+    """Task -> metrics of its winner; see :class:`~ovr_ray.runs.WinnerRecord`."""
     recipe: dict[str, Any]
     """The recipe of the run, as plain YAML types."""
     refinement: dict[str, EnsembleRecord] = Field(default_factory=dict)

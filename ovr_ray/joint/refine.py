@@ -21,7 +21,7 @@ from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint.module import Ensemble, views
 from ovr_ray.model import SubModel, average_precision, choose_threshold, f1_at
 from ovr_ray.recipe import Calibration, Data, ThresholdGoal
-from ovr_ray.run import CalibrationRecord, Scores
+from ovr_ray.runs import CalibrationRecord, Scores
 
 BATCH: Final = 64
 """Images that are predicted at a time."""
@@ -148,7 +148,7 @@ def refine_folds(
     names, members, wanted, goal
         As in :func:`refine`; a member is a fold.
     out_of_fold : DataFrame
-        From :meth:`RefitFolder.out_of_fold <ovr_ray.run.RefitFolder.out_of_fold>`.
+        From :meth:`RefitFolder.out_of_fold <ovr_ray.runs.RefitFolder.out_of_fold>`.
     """
     steps = {"a fold alone": out_of_fold.logit.to_numpy(float, copy=True)}
     if wanted.flip_average:

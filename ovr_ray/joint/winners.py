@@ -10,7 +10,7 @@ from upath import UPath
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.model import Card, read_card
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import CheckpointFiles, FoundTrial, RunFolder, TrialFolder, WinnerRecord
+from ovr_ray.runs import CheckpointFiles, FoundTrial, RunFolder, TrialFolder, WinnerRecord
 from ovr_ray.storage import side_by_side
 
 

@@ -16,7 +16,7 @@ from ovr_ray import cluster
 from ovr_ray.errors import BadInput
 from ovr_ray.images import ImageSet, LabelTable
 from ovr_ray.joint import Ensemble
-from ovr_ray.run import FoldFolder, RunFolder
+from ovr_ray.runs import FoldFolder, RunFolder
 from ovr_ray.training import Assignment, Session, Team, storage_is_writable, train
 
 BATCH: Final = 64

@@ -25,7 +25,7 @@ from ovr_ray.model import average_precision, size_fault, weights_fault
 from ovr_ray.recipe import FOLDS, LEAST_IMAGE_SIZE, Checkpoints, Config, Recipe, absolute
 from ovr_ray.refitting.fold import Fold, RefitContext, train_fold
 from ovr_ray.refitting.folds import NONE, assign, chosen_labels
-from ovr_ray.run import Clock, RefitRecord, RunFolder, WinnerRecord
+from ovr_ray.runs import Clock, RefitRecord, RunFolder, WinnerRecord
 from ovr_ray.training import Assignment, derived_seed
 
 

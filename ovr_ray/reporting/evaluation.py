@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import Field
 
 from ovr_ray.recipe import Split
-from ovr_ray.run import Record, RunFolder, metrics_beside, predictions_beside
+from ovr_ray.runs import Record, RunFolder, metrics_beside, predictions_beside
 from ovr_ray.storage import read_if_there
 
 Interval = tuple[float, float]

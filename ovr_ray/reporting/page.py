@@ -17,7 +17,7 @@ from ovr_ray.reporting.decisions import SPLIT_NAMES
 from ovr_ray.reporting.evaluation import Evaluation, NotEvaluated, read_evaluation
 from ovr_ray.reporting.sections import Drawing, Sources
 from ovr_ray.reporting.trials import score_name
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search import Ledger, read_ledger
 from ovr_ray.storage import write_whole
 

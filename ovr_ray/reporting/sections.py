@@ -17,7 +17,7 @@ from ovr_ray.reporting.decisions import Measure
 from ovr_ray.reporting.evaluation import Evaluation, TaskScore
 from ovr_ray.reporting.pictures import Answer, Mistake, Picture
 from ovr_ray.reporting.trials import TrialTable
-from ovr_ray.run import WinnerRecord
+from ovr_ray.runs import WinnerRecord
 from ovr_ray.search import Ledger, Trial
 
 

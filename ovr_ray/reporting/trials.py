@@ -16,7 +16,7 @@ from optuna.visualization import plot_parallel_coordinate, plot_slice
 
 from ovr_ray.model import Confusion
 from ovr_ray.recipe import Choice, Metric, Search, Split
-from ovr_ray.run import Status
+from ovr_ray.runs import Status
 from ovr_ray.search import Ledger, TaskSpace, Trial
 
 RUNNING: Final = "running"

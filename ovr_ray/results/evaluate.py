@@ -16,7 +16,7 @@ from ovr_ray.images import LabelTable, read_labels
 from ovr_ray.model import Confusion, average_precision, f1_at, interval
 from ovr_ray.recipe import Data, Recipe, Split, Task
 from ovr_ray.results.predict import SavedModel, predict
-from ovr_ray.run import RunFolder, metrics_beside, predictions_beside
+from ovr_ray.runs import RunFolder, metrics_beside, predictions_beside
 from ovr_ray.storage import write_whole
 
 

@@ -20,7 +20,7 @@ from ovr_ray.images import SUFFIXES, progress, read_table
 from ovr_ray.joint import load_torchscript
 from ovr_ray.recipe import Recipe, absolute, is_anchored, parse
 from ovr_ray.results.worker import answer
-from ovr_ray.run import RunFolder, joint_model_in
+from ovr_ray.runs import RunFolder, joint_model_in
 
 CHUNK: Final = 128
 """Images that one Ray task predicts. A prediction of no more images starts no cluster."""

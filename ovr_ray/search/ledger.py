@@ -16,7 +16,7 @@ import pandas as pd
 
 from ovr_ray.errors import OvrRayError, RunFailed
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run import Clock, RunFolder, Status, TrialFolder, TrialRecord
+from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord
 from ovr_ray.search.messages import TrialKey
 from ovr_ray.storage import side_by_side
 

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from ovr_ray import ray_quirks
 from ovr_ray.recipe import Config
-from ovr_ray.run import trial_name
+from ovr_ray.runs import trial_name
 from ovr_ray.training import Cause, EarlyEnd, EpochRow
 
 _CAUSE, _REASON = "ended_early", "reason"

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Search
-from ovr_ray.run import Status
+from ovr_ray.runs import Status
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.messages import Order, TrialKey, end_of, epoch_of
 from ovr_ray.search.space import TaskSpace

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ovr_ray import ray_quirks
 from ovr_ray.recipe import Metric
-from ovr_ray.run import RunFolder, Status
+from ovr_ray.runs import RunFolder, Status
 from ovr_ray.search.ledger import Ledger, Trial
 from ovr_ray.search.messages import TrialKey
 from ovr_ray.storage import refresh

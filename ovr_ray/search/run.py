@@ -17,7 +17,7 @@ from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.images import LabelTable, load
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import Clock, RunFolder
+from ovr_ray.runs import Clock, RunFolder
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.messages import TrialKey
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher

@@ -25,7 +25,7 @@ from rich.console import Console
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import BUILT_IN_TRACKERS, Recipe, plugins
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search.messages import epoch_of
 
 UPLOAD_WITHIN: Final = 300

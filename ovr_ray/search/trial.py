@@ -10,7 +10,7 @@ from ray import tune
 from ovr_ray import cluster
 from ovr_ray.images import ImageSet, LabelTable
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search.messages import Order, end_report, epoch_report
 from ovr_ray.training import Assignment, Cause, EarlyEnd, EpochRow, derived_seed, train
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Recipe, absolute
-from ovr_ray.run import Record, RunFolder, TrialRecord
+from ovr_ray.runs import Record, RunFolder, TrialRecord
 from ovr_ray.search.space import TaskSpace
 from ovr_ray.storage import read_if_there, side_by_side, write_whole
 

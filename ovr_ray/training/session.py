@@ -16,7 +16,7 @@ from upath import UPath
 
 from ovr_ray.model import Card, forget, initial_weights, load_training, read_card, save
 from ovr_ray.recipe import Augment, Checkpoints, Config, ThresholdGoal
-from ovr_ray.run import TrialFolder
+from ovr_ray.runs import TrialFolder
 from ovr_ray.training.trainer import EpochRow, Trainer
 
 NO_MORE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

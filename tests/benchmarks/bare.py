@@ -21,7 +21,7 @@ from upath import UPath
 
 from ovr_ray.model import choose_threshold, f1_at
 from ovr_ray.recipe import Config, Recipe, parse
-from ovr_ray.run import TrialFolder, trial_name
+from ovr_ray.runs import TrialFolder, trial_name
 from ovr_ray.training import Assignment, Session, derived_seed, keep_pages
 from tests.benchmarks.plain import plain_loop
 

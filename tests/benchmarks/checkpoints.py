@@ -22,7 +22,7 @@ from data.synthetic import generate
 from ovr_ray import search
 from ovr_ray.images import ImageSet
 from ovr_ray.recipe import Augment, Config, Recipe, parse
-from ovr_ray.run import TrialFolder
+from ovr_ray.runs import TrialFolder
 from ovr_ray.search import run as search_run
 from ovr_ray.search import trial as search_trial
 from ovr_ray.search.trial import SearchContext, _report, train_trial

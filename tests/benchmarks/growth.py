@@ -27,7 +27,7 @@ from data.synthetic import generate
 from ovr_ray import reporting, search
 from ovr_ray.images import ImageSet
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search import run as search_run
 from ovr_ray.search.trial import SearchContext, _report
 from tests.benchmarks.measure import Row, row, seconds

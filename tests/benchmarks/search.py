@@ -20,7 +20,7 @@ from data.synthetic import generate
 from ovr_ray import cluster
 from ovr_ray.images import load, read_labels
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.benchmarks.bare import FACTS
 from tests.benchmarks.bare import IMAGES as DECODED
 from tests.benchmarks.measure import Row, row

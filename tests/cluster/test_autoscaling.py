@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import PATIENCE, end, free_port, plain_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

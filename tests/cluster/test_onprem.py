@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from data.elpv import prepare
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.cluster.conftest import Cluster
 from tests.support import PATIENCE
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import ovr_ray
 from ovr_ray.commands.cli import app, main
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import PATIENCE, plain_recipe
 
 VERBS = [

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from upath import UPath
 
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import PATIENCE, end, free_port, plain_recipe
 
 pytestmark = pytest.mark.slow

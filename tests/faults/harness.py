@@ -25,7 +25,7 @@ from upath import UPath
 
 from ovr_ray.joint import winners
 from ovr_ray.model import read_card
-from ovr_ray.run import RunFolder, TrialFolder
+from ovr_ray.runs import RunFolder, TrialFolder
 from tests.support import BACKBONE, ancestors, end
 
 PROJECT = Path(__file__).parents[2]

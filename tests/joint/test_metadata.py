@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ovr_ray.joint import JointMetadata
-from ovr_ray.run import CalibrationRecord, EnsembleRecord, Scores
+from ovr_ray.runs import CalibrationRecord, EnsembleRecord, Scores
 from tests.support import joint_metadata
 
 

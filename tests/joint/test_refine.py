@@ -15,7 +15,7 @@ from ovr_ray.images import read_labels
 from ovr_ray.joint import Ensemble, JointModel, Refinement, load_torchscript, winners, write_torchscript
 from ovr_ray.joint.refine import refine, table_of, validation_images
 from ovr_ray.model import SubModel, choose_threshold, f1_at, load_sub_model
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import BACKBONE
 from tests.joint.test_joint import images, sub_model
 

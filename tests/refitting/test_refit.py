@@ -20,7 +20,7 @@ from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.images import read_image, read_labels
 from ovr_ray.joint import Refinement, load_torchscript, winners
 from ovr_ray.model import choose_threshold, load_sub_model
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import PATIENCE, copy_run, end
 
 pytestmark = pytest.mark.slow

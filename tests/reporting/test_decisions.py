@@ -8,7 +8,7 @@ from ovr_ray.model import Confusion
 from ovr_ray.recipe import Search
 from ovr_ray.reporting import decisions, pictures, trials
 from ovr_ray.reporting.evaluation import TaskScore
-from ovr_ray.run import Status
+from ovr_ray.runs import Status
 
 
 def answers(truth: list[int], probability: list[float]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ovr_ray
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder, metrics_beside, predictions_beside
+from ovr_ray.runs import RunFolder, metrics_beside, predictions_beside
 from tests.support import copy_run
 
 

@@ -20,7 +20,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import load_torchscript
 from ovr_ray.results.predict import Model, in_turn
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 
 
 @pytest.fixture(scope="module")

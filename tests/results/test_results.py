@@ -20,7 +20,7 @@ from ovr_ray.joint import load_torchscript
 from ovr_ray.model import Confusion
 from ovr_ray.results import answers_of
 from ovr_ray.results.evaluate import table_of
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import copy_run
 
 

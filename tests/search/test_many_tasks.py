@@ -10,7 +10,7 @@ import pytest
 import ovr_ray
 from data.synthetic import generate
 from ovr_ray.recipe import parse
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import plain_recipe
 
 MEASURED_ANEW = ["images_per_s", "time"]

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from ovr_ray.errors import RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search.ledger import Ledger
 from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
 

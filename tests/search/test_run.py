@@ -23,7 +23,7 @@ from ovr_ray import cluster
 from ovr_ray.errors import BadInput
 from ovr_ray.model import learning_rate
 from ovr_ray.recipe import Config, Recipe, Resources, parse
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from tests.support import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe
 
 METRICS = {

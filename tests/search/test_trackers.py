@@ -17,7 +17,7 @@ from upath import UPath
 import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run import RunFolder, TrialFolder
+from ovr_ray.runs import RunFolder, TrialFolder
 from ovr_ray.search.trackers import refuse_lacking_packages, tracking
 from tests.support import BACKBONE, free_port, plain_recipe
 from tests.search.test_run import scalars

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.search.trial import Job
 from ovr_ray.training.session import Session, in_parts
 from tests.support import BACKBONE, EVERY_OPTION

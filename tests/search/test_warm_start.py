@@ -19,7 +19,7 @@ from ovr_ray.commands.cli import app
 from ovr_ray.errors import BadInput
 from ovr_ray.joint import winners
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.run import RunFolder, Status
+from ovr_ray.runs import RunFolder, Status
 from ovr_ray.search.ledger import Trial
 from ovr_ray.search.warm_start import FILE, WarmStart, begin_with
 from tests.support import copy_run

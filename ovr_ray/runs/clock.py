@@ -13,7 +13,7 @@ from typing import Final
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.run.records import Heartbeat
+from ovr_ray.runs.records import Heartbeat
 from ovr_ray.storage import read_if_there, refresh, storage_errors, write_whole
 
 SAVE_EVERY: Final = 5.0
@@ -32,8 +32,8 @@ class Clock:
     Parameters
     ----------
     file : UPath
-        :attr:`RunFolder.clock <ovr_ray.run.RunFolder.clock>` or :attr:`RefitFolder.clock
-        <ovr_ray.run.RefitFolder.clock>`.
+        :attr:`RunFolder.clock <ovr_ray.runs.RunFolder.clock>` or :attr:`RefitFolder.clock
+        <ovr_ray.runs.RefitFolder.clock>`.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pandas as pd
 from upath import UPath
 
-from ovr_ray.run.records import RefitRecord, TrialRecord
+from ovr_ray.runs.records import RefitRecord, TrialRecord
 from ovr_ray.storage import listed, read_if_there, write_whole
 
 RECORD: Final = "trial.json"
@@ -107,7 +107,7 @@ class RefitFolder:
 
     @property
     def clock(self) -> UPath:
-        """Path of ``clock.json``; see :class:`~ovr_ray.run.Clock`."""
+        """Path of ``clock.json``; see :class:`~ovr_ray.runs.Clock`."""
         return self.path / "clock.json"
 
     def fold(self, task: str, number: int) -> FoldFolder:

@@ -12,9 +12,9 @@ import pytest
 from upath import UPath
 
 from ovr_ray.errors import BadInput
-from ovr_ray.run import RunFolder
-from ovr_ray.run import clock
-from ovr_ray.run import Clock
+from ovr_ray.runs import RunFolder
+from ovr_ray.runs import clock
+from ovr_ray.runs import Clock
 
 
 @pytest.fixture

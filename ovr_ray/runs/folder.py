@@ -22,8 +22,8 @@ from upath import UPath
 from ovr_ray._version import __version__
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.run.records import MadeWith, WinnerRecord
-from ovr_ray.run.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
+from ovr_ray.runs.records import MadeWith, WinnerRecord
+from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
 from ovr_ray.storage import listed, read_if_there, side_by_side, write_whole
 
 CHANGEABLE: Final = re.compile(
@@ -79,7 +79,7 @@ class RunFolder:
 
     @property
     def clock(self) -> UPath:
-        """Path of ``search.json``; see :class:`~ovr_ray.run.Clock`."""
+        """Path of ``search.json``; see :class:`~ovr_ray.runs.Clock`."""
         return self.path / "search.json"
 
     @property

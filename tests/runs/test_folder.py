@@ -12,7 +12,7 @@ import ray
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
-from ovr_ray.run import RunFolder
+from ovr_ray.runs import RunFolder
 from ovr_ray.storage import storage_errors, write_whole
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})

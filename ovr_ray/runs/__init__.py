@@ -1,8 +1,8 @@
 """A run folder: its files, its records, and the clock of who works in it."""
 
-from ovr_ray.run.clock import Clock
-from ovr_ray.run.folder import RunFolder, joint_model_in, metrics_beside, predictions_beside, write_winners
-from ovr_ray.run.records import (
+from ovr_ray.runs.clock import Clock
+from ovr_ray.runs.folder import RunFolder, joint_model_in, metrics_beside, predictions_beside, write_winners
+from ovr_ray.runs.records import (
     CalibrationRecord,
     EnsembleRecord,
     MadeWith,
@@ -13,7 +13,7 @@ from ovr_ray.run.records import (
     TrialRecord,
     WinnerRecord,
 )
-from ovr_ray.run.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
+from ovr_ray.runs.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
 
 __all__ = [
     "CalibrationRecord",

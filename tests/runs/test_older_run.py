@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import ovr_ray
-from ovr_ray.run import RunFolder, Status
+from ovr_ray.runs import RunFolder, Status
 
 MADE_IN = "/tmp/fx/made"
 """Folder in which the run was made; its text files name it."""
