@@ -53,7 +53,7 @@ def connected(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with ray_quirks.environment(ray_quirks.ON_START):
+    with ray_quirks.environment(ray_quirks.ON_START, keep_users=True):
         ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)
         imports = threading.Thread(target=meanwhile, daemon=True) if meanwhile else None
         if imports:  # the other way round does not work: Ray's processes end with the thread that started them

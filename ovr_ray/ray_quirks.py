@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,18 +57,28 @@ DURING_SEARCH: Final = {
 
 
 @contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within this block, and restore what was there before.
-
-    A variable that the user has set keeps its value.
-    """
-    ours = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(ours)
+def restored(names: Iterable[str]) -> Iterator[None]:
+    """Restore these environment variables at the end of this block."""
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
-        for name in ours:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def environment(variables: Mapping[str, str], keep_users: bool = False) -> Iterator[None]:
+    """Set environment variables within this block, and restore them at its end.
+
+    With ``keep_users``, a variable that is set already keeps its value.
+    """
+    with restored(variables):
+        os.environ.update({k: v for k, v in variables.items() if not (keep_users and k in os.environ)})
+        yield
 
 
 def pending_trials(count: int) -> dict[str, str]:

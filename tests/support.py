@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 from upath import UPath
 
 from ovr_ray.joint import JointMetadata
 from ovr_ray.model import SubModel, build
-from ovr_ray.runs import RunFolder
+from ovr_ray.recipe import Augment, Checkpoints, Config
+from ovr_ray.runs import RunFolder, TrialFolder
+from ovr_ray.training import Assignment
 
 BACKBONE = "shufflenet_v2_x0_5"
 """The smallest network of torchvision's."""
@@ -53,6 +56,31 @@ def batches(epoch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         labels = (torch.arange(16) % 4 == 0).float()
         images = torch.randint(0, 100, (16, 1, 32, 32), generator=generator) + 120 * labels.view(-1, 1, 1, 1).long()
         yield images.to(torch.uint8), labels
+
+
+def assignment(
+    folder: TrialFolder, epochs: int = 4, checkpoints: Checkpoints | None = None, **config: Any
+) -> Assignment:
+    """Return what a trial of crack trains on the images of :func:`batches`, with these fields of its config."""
+    labels = (np.arange(IMAGES) % 4 == 0).astype(np.float32)
+    return Assignment(
+        folder=folder,
+        task="crack",
+        config=Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3, "batch_size": 16} | config),
+        seed=5,
+        train_labels=labels,
+        val_labels=labels,
+        mean=[0.3],
+        std=[0.2],
+        stored_size=SIZE,
+        channels=1,
+        epochs=epochs,
+        max_epochs=epochs,
+        goal="f1",
+        augment=Augment(),
+        score_column="val_average_precision",
+        checkpoints=checkpoints or Checkpoints(),
+    )
 
 
 def scalars(path: str, metric: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import ovr_ray
 from tests.architecture import FLOORS, PACKAGE, arrows, files, imports, room_of
 
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
@@ -52,3 +53,7 @@ def test_the_design_document_names_the_files_there_are() -> None:
 def test_no_file_is_long() -> None:
     lines = {file: len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files()}
     assert {file: count for file, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_no_room_hides_a_verb_of_the_python_api() -> None:
+    assert not {room_of(file) for file in files()} & {name for name in ovr_ray.__all__ if name != "__version__"}

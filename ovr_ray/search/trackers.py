@@ -77,15 +77,8 @@ def tracking(recipe: Recipe, run: RunFolder, console: Console) -> Iterator[list[
     BadInput
         If a tracker cannot be reached, or has no place to write to.
     """
-    before = {name: os.environ.get(name) for name in RESTORED}
-    try:
+    with ray_quirks.restored(RESTORED):
         yield [Tracking(name, _tracker(name)(recipe, run, console), console) for name in recipe.search.trackers]
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _tracker(name: str) -> Tracker:

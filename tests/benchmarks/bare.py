@@ -93,9 +93,7 @@ def _shuffled(
         yield pixels, truth
 
 
-def _ordered(
-    images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _ordered(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return _batches(images, labels, _labelled(labels), batch_size)
 
 

@@ -1,9 +1,9 @@
-"""What the defaults were chosen by: a hyperparameter at a time, and which score picks what holds on images never seen.
+"""The comparison behind the defaults: single hyperparameters, and scores by which epochs and thresholds are chosen.
 
-``python -m tests.benchmarks.choices FOLDER [NAME…]`` trains EfficientNet-Lite0 on 60 % of the solar cells, once a name
-and task, two at a time, and keeps in FOLDER what every epoch says of the other 40 %; what is there is not trained
-again. Then it draws those 40 % into halves, validation and test, over and over, and prints what each way to choose
-would have given.
+``python -m tests.benchmarks.choices FOLDER [NAME…]`` trains EfficientNet-Lite0 on 60 % of the solar cells, once per
+name and task, two at the same time. FOLDER keeps the logits of the other 40 % after every epoch; a result that exists
+is not trained again. Then those 40 % are split at random into validation and test, many times, and the scores that
+each way to choose would have given are printed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from sklearn.model_selection import StratifiedShuffleSplit
 
 from ovr_ray.images import read_image
 from ovr_ray.images.augment import augmented
-from ovr_ray.images.labels import split
+from ovr_ray.images.splitting import split
 from ovr_ray.joint.module import views
-from ovr_ray.model import SubModel, Trainer, average_precision, build, choose_threshold, f1_at, keep_pages
+from ovr_ray.model import SubModel, average_precision, build, choose_threshold, f1_at, initial_weights
 from ovr_ray.recipe import Augment, Config, RandomSplit
+from ovr_ray.training import Trainer, keep_pages
 from tests.benchmarks.quality import IMAGES, LABELS
 
 TASKS, SEED, SIZE, EPOCHS, BATCH = ("crack", "inactive"), 1, 128, 8, 64
 DRAWS = 200
-"""Divisions into validation and test."""
+"""Number of splits into validation and test."""
 
 BASE: dict[str, Any] = {"lr": 8e-4, "warmup_epochs": 1, "ema_decay": 0.98}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -50,14 +51,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "wd5e-2": {"weight_decay": 5e-2},
     "batch16": {"batch_size": 16, "lr": 5.6e-4},
 }
-"""Name -> what differs from BASE; px… is a size, and oversample draws a third of an epoch from the positives."""
+"""Name -> fields that differ from BASE; px… is a size, and oversample draws a third of an epoch from the positives."""
 
 Score = Callable[[np.ndarray, np.ndarray], float]
-"""From truth and logits."""
+"""A function of truth and logits."""
 
 
 def train(folder: Path, name: str, task: str) -> None:
-    """One sub-model; what its averaged and its raw weights say after each epoch goes into a file."""
+    """Train one sub-model; write the logits of its averaged and its raw weights after each epoch to a file."""
     file = folder / f"{name}_{task}_{SEED}.npz"
     if file.exists():
         return
@@ -67,14 +68,14 @@ def train(folder: Path, name: str, task: str) -> None:
     table, size = pd.read_csv(LABELS, sep=";"), int(name[2:]) if name.startswith("px") else SIZE
     pixels = torch.from_numpy(np.stack([read_image(str(IMAGES / file), "gray", size) for file in table.filename]))
     labels = torch.from_numpy(table[task].to_numpy(np.float32))
-    parts = split(table[list(TASKS)], RandomSplit(seed=SEED)).to_numpy()
-    seen, unseen = np.flatnonzero(parts == "train"), np.flatnonzero(parts != "train")
+    splits = split(table[list(TASKS)], RandomSplit(seed=SEED)).to_numpy()
+    seen, unseen = np.flatnonzero(splits == "train"), np.flatnonzero(splits != "train")
     config = Config(backbone="efficientnet_lite0", **(BASE | CHANGES[name]))
     mean, std = ([float(figure)] for figure in torch.std_mean(pixels[seen].float() / 255)[::-1])
-    network = build(config.backbone, size, config.weights)
+    backbone = build(config.backbone, size, initial_weights(config.backbone, config.weights))
     positive = float(labels[seen].mean())
     weight = (1 - positive) / positive if config.pos_weight == "balanced" else config.pos_weight
-    sub_model, device = SubModel(network, size, size, 1, mean, std), torch.device("cpu")
+    sub_model, device = SubModel(backbone, size, size, 1, mean, std), torch.device("cpu")
     trainer = Trainer(sub_model, config, pos_weight=weight, max_epochs=EPOCHS, device=device, seed=SEED)
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -83,23 +84,24 @@ def train(folder: Path, name: str, task: str) -> None:
         for some in np.split(rows, range(config.batch_size, len(rows), config.batch_size)):
             yield augmented(pixels[some], config.augment(Augment()), rng), labels[some]
 
-    def says(network: torch.nn.Module, flipped: bool = False) -> np.ndarray:
+    def logits_of(network: torch.nn.Module, flipped: bool = False) -> np.ndarray:
         with torch.inference_mode():
             network.eval()
-            seen_as = views(pixels[unseen], flipped)
-            return torch.stack([torch.cat([network(b) for b in view.split(BATCH)]) for view in seen_as]).mean(0).numpy()
+            each = [torch.cat([network(b) for b in view.split(BATCH)]) for view in views(pixels[unseen], flipped)]
+            return torch.stack(each).mean(0).numpy()
 
-    began, few = time.monotonic(), unseen[:BATCH]  # the trainer's own validation is not looked at
+    began, few = time.monotonic(), unseen[:BATCH]  # the trainer's own validation is not used
     averaged, raw = [], []
     for _ in trainer.epochs(batches, lambda: [(pixels[few], labels[few])], len(seen)):
-        averaged.append(says(trainer.sub_model))
-        raw.append(says(trainer._trained))
-    told = {"avg": np.array(averaged), "raw": np.array(raw), "flips": says(trainer.sub_model, flipped=True)}
-    np.savez(file, **told, y=labels[unseen].numpy(), seconds=time.monotonic() - began)
+        averaged.append(logits_of(trainer.sub_model))
+        raw.append(logits_of(trainer._trained))
+    flips = logits_of(trainer.sub_model, flipped=True)
+    found = {"avg": np.array(averaged), "raw": np.array(raw), "flips": flips, "y": labels[unseen].numpy()}
+    np.savez(file, allow_pickle=False, **found, seconds=np.array(time.monotonic() - began))
 
 
 def _oversampled(rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many rows, a third of them positive."""
+    """Draw as many rows, a third of them positive."""
     many = len(rows) // 3
     yes, no = (
         rng.choice(rows[labels == label], count, replace=count > (labels == label).sum())
@@ -109,18 +111,18 @@ def _oversampled(rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
 
 
 def f1(truth: np.ndarray, logits: np.ndarray) -> float:
-    """At its best threshold."""
+    """Return F1 at its best threshold."""
     return f1_at(choose_threshold(truth, logits))(truth, logits)
 
 
 def cross_entropy(truth: np.ndarray, logits: np.ndarray) -> float:
-    """Negated, of the logits after Platt's calibration: positive weights shift them."""
+    """Return the negated cross-entropy after Platt's calibration, because positive weights shift the logits."""
     fitted = LogisticRegression(C=np.inf).fit(logits[:, None], truth)
     return -float(log_loss(truth, fitted.predict_proba(logits[:, None])[:, 1]))
 
 
 def expected_f1(truth: np.ndarray, logits: np.ndarray) -> float:
-    """The threshold of the highest F1 that Platt's probabilities expect (Lipton et al., 2014)."""
+    """Return the threshold of the highest F1 that Platt's probabilities predict (Lipton et al., 2014)."""
     order = np.argsort(-logits)
     fitted = LogisticRegression(C=np.inf).fit(logits[:, None], truth)
     probability = fitted.predict_proba(logits[order, None])[:, 1]
@@ -129,14 +131,14 @@ def expected_f1(truth: np.ndarray, logits: np.ndarray) -> float:
 
 
 def smoothed(truth: np.ndarray, logits: np.ndarray, width: float = 0.15) -> float:
-    """The threshold of the highest F1 when every logit is blurred by a Gaussian, of so many standard deviations."""
+    """Return the threshold of the highest F1 if a Gaussian, ``width`` standard deviations wide, blurs every logit."""
     places = np.linspace(np.quantile(logits, 0.3), logits.max(), 300)
     above = norm.cdf((logits - places[:, None]) / (width * logits.std()))
     return float(places[(2 * above @ truth / (above.sum(1) + truth.sum())).argmax()])
 
 
 def bootstrapped(truth: np.ndarray, logits: np.ndarray, times: int = 50) -> float:
-    """The median of the best thresholds of resampled images."""
+    """Return the median of the best thresholds of resampled images."""
     rng = np.random.default_rng(SEED)
     draws = [rng.integers(len(truth), size=len(truth)) for _ in range(times)]
     return float(np.median([choose_threshold(truth[rows], logits[rows]) for rows in draws if truth[rows].any()]))
@@ -152,51 +154,57 @@ THRESHOLDS: dict[str, Score] = {
 
 
 def factors(found: dict[tuple[str, str], Any]) -> Table:
-    """A row a change: what its last epoch says of all the images never seen."""
+    """Return a row per change: the scores of its last epoch on all images that were not trained on."""
     table = Table(title=f"EfficientNet-Lite0, {SIZE} pixels, {EPOCHS} epochs; 640 images not trained on")
     for column in ("", "task", "AP", "not averaged", "mean of 3 epochs", "four flips", "best F1", "four flips", "s"):
         table.add_column(column, justify="left" if column in ("", "task") else "right")
-    for (name, task), told in found.items():
-        truth, last = told["y"], told["avg"][-1]
-        said = [last, told["raw"][-1], told["avg"][-3:].mean(0), told["flips"]]
-        figures = [*(average_precision(truth, each) for each in said), f1(truth, last), f1(truth, told["flips"])]
-        table.add_row(name, task, *(f"{figure:.3f}" for figure in figures), f"{told['seconds']:.0f}")
+    for (name, task), trained in found.items():
+        truth, last, flips = trained["y"], trained["avg"][-1], trained["flips"]
+        compared = [last, trained["raw"][-1], trained["avg"][-3:].mean(0), flips]
+        figures = [*(average_precision(truth, logits) for logits in compared), f1(truth, last), f1(truth, flips)]
+        table.add_row(name, task, *(f"{figure:.3f}" for figure in figures), f"{trained['seconds']:.0f}")
     return table
 
 
 def selections(found: dict[tuple[str, str], Any], task: str) -> Table:
-    """What the epoch or trial that a score picks on validation is worth on test, mean over the draws."""
-    trials = [told for (name, of), told in found.items() if of == task and len(told["avg"]) == EPOCHS]
-    truth, logits = trials[0]["y"], np.stack([told["avg"] for told in trials])
+    """Return the test scores of the epoch or trial that a score picks on validation, as means over the draws."""
+    trials = [trained for (_, of), trained in found.items() if of == task and len(trained["avg"]) == EPOCHS]
+    truth, logits = trials[0]["y"], np.stack([trained["avg"] for trained in trials])
     worth: dict[str, list[tuple[float, float]]] = {}
     for val, test in _draws(truth):
         for name, score in SCORES.items():
             scores = np.array([[score(truth[val], epoch[val]) for epoch in trial] for trial in logits])
             running = np.apply_along_axis(np.convolve, 1, scores, np.ones(3) / 3, "valid")
-            best_trial, best_epoch = np.unravel_index(scores.argmax(), scores.shape)
-            steady_trial, steady_epoch = np.unravel_index(running.argmax(), running.shape)
-            last = scores[:, -1].argmax()
+            best_trial, best_epoch = _largest(scores)
+            steady_trial, steady_epoch = _largest(running)
+            last = int(scores[:, -1].argmax())
             picks = {"any epoch": (best_trial, best_epoch), "last epoch": (last, -1)}
             picks |= {"mean of 3 epochs": (steady_trial, steady_epoch + 1)}
             for how, (trial, epoch) in picks.items():
-                said = logits[trial, epoch]
-                at = choose_threshold(truth[val], said[val])
-                gained = average_precision(truth[test], said[test]), f1_at(at)(truth[test], said[test])
+                picked = logits[trial, epoch]
+                at = choose_threshold(truth[val], picked[val])
+                gained = average_precision(truth[test], picked[test]), f1_at(at)(truth[test], picked[test])
                 worth.setdefault(f"{name}, {how}", []).append(gained)
     return _means(f"{task}: {len(trials)} trials", "picked by", worth)
 
 
 def thresholds(found: dict[tuple[str, str], Any], task: str) -> Table:
-    """What a threshold that was chosen on validation is worth on test, over the draws and all trials' last epochs."""
+    """Return the test scores of thresholds chosen on validation, as means over draws and all trials' last epochs."""
     worth: dict[str, list[tuple[float, float]]] = {}
-    for told in (told for (_, of), told in found.items() if of == task):
-        truth, said = told["y"], told["flips"]
+    for trained in (trained for (_, of), trained in found.items() if of == task):
+        truth, logits = trained["y"], trained["flips"]
         for val, test in list(_draws(truth))[: DRAWS // 4]:
             for name, choose in THRESHOLDS.items():
-                at = choose(truth[val], said[val])
-                gained = average_precision(truth[test], said[test]), f1_at(at)(truth[test], said[test])
+                at = choose(truth[val], logits[val])
+                gained = average_precision(truth[test], logits[test]), f1_at(at)(truth[test], logits[test])
                 worth.setdefault(name, []).append(gained)
     return _means(task, "threshold", worth)
+
+
+def _largest(table: np.ndarray) -> tuple[int, int]:
+    """Return row and column of the largest entry."""
+    row, column = np.unravel_index(table.argmax(), table.shape)
+    return int(row), int(column)
 
 
 def _draws(truth: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -213,15 +221,15 @@ def _means(title: str, column: str, worth: dict[str, list[tuple[float, float]]])
 
 
 def main() -> None:
-    """Train what is lacking, then print the tables."""
+    """Train what is missing, then print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.choices", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=list(CHANGES), help=f"of {', '.join(CHANGES)}")
-    asked = parser.parse_args()
-    if unknown := sorted(set(asked.names) - set(CHANGES)):
+    parser.add_argument("names", nargs="*", default=list(CHANGES), help=f"one of {', '.join(CHANGES)}")
+    given = parser.parse_args()
+    if unknown := sorted(set(given.names) - set(CHANGES)):
         parser.error(f"no such change: {', '.join(unknown)}; there are {', '.join(CHANGES)}")
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(asked.folder, name, task) for name in asked.names for task in TASKS]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(given.folder, name, task) for name in given.names for task in TASKS]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(train, wanted, chunksize=1)
     found = {(name, task): np.load(folder / f"{name}_{task}_{SEED}.npz") for folder, name, task in wanted}

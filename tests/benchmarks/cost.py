@@ -1,7 +1,7 @@
-"""What the solar-cell recipe would cost on GPUs, as an estimate: `python -m tests.benchmarks.cost`.
+"""An estimate of what the solar-cell recipe costs on GPUs: `python -m tests.benchmarks.cost`.
 
-Counted here: the floating-point operations of every backbone of the recipe, and how many epochs early stopping lets
-its trials run. Assumed: prices, peak rates, and the share of the peak that such training reaches.
+The floating-point operations of every backbone of the recipe, and the number of epochs before early stopping ends its
+trials, are counted. Prices, peak rates, and the share of the peak that such training reaches are assumed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovr_ray.model import build
-from ovr_ray.recipe import Recipe, load
+from ovr_ray.recipe import RandomSplit, Recipe, load
 from ovr_ray.search.multiplex import _scheduler
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "solar_cells.yaml"
 IMAGES = 2000
 START_SECONDS = 30.0
-"""Of a trial: its process, imports, weights; measured at 5 to 12 s on 2 CPU cores, more with a download."""
+"""Seconds for a trial's process, imports and weights: 5 to 12 were measured on 2 CPU cores, more with a download."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Machine:
     ----------
     name, gpu : str
     dollars : float
-        An hour, on demand, AWS's list price in us-west-2 as known in 2025; spot is a third to a half of it.
+        Price per hour on demand: AWS's list price in us-west-2, 2025. Spot costs a third to a half of it.
     peak : float
-        TFLOP/s of the format that training uses there: bfloat16 with float32 sums, or float32 where there is none.
+        TFLOP/s of the format that training uses: bfloat16 with float32 sums, or float32 on GPUs without bfloat16.
     share : float
-        Of the peak, reached by such training.
+        Share of the peak that such training reaches.
     """
 
     name: str
@@ -55,23 +55,26 @@ MACHINES = (
 
 
 def forward_gflop(backbone: str, size: int) -> float:
-    """Operations of one image's way through a network."""
-    network = build(backbone, size).eval()
+    """Return the operations, in 10^9, of one image's way through a network."""
+    network = build(backbone, size).network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, size, size))
     return float(counter.get_total_flops()) / 1e9
 
 
 def epochs_per_trial(recipe: Recipe, trials: int, seed: int) -> float:
-    """The recipe's own early stopping on trials whose scores have an order that one epoch already half shows."""
+    """Return the mean number of epochs with the recipe's early stopping, for trials with simulated scores.
+
+    A score is the trial's quality plus noise that shrinks with the epochs; after one epoch both are equally large.
+    """
     rng = np.random.default_rng(seed)
-    scheduler, epochs = _scheduler(recipe), 0
+    scheduler, epochs = _scheduler(recipe.search), 0
     for number, quality in enumerate(rng.normal(size=trials)):
         trial = SimpleNamespace(trial_id=str(number))
         scheduler.on_trial_add(None, trial)
         for epoch in range(1, recipe.search.max_epochs + 1):
             epochs += 1
-            result = {"epoch": epoch, f"val_{recipe.search.metric}": quality + rng.normal() / epoch}
+            result = {"epoch": epoch, recipe.search.score_column: quality + rng.normal() / epoch}
             if scheduler.on_trial_result(None, trial, result) == "STOP":
                 break
     return epochs / trials
@@ -81,13 +84,14 @@ def main() -> None:
     """Print the table."""
     recipe = load(RECIPE)
     size, split = recipe.data.image_size, recipe.data.split
-    train, val = (IMAGES * share for share in (1 - split.val - split.test, split.val))  # type: ignore[union-attr]
+    assert isinstance(split, RandomSplit)
+    train, val = (IMAGES * share for share in (1 - split.val - split.test, split.val))
     seconds = dict.fromkeys(MACHINES, 0.0)
     for name, task in recipe.tasks.items():
         work = fmean(forward_gflop(backbone, size) for backbone in task.options("backbone"))
         epochs = fmean(epochs_per_trial(recipe, task.trials, seed) for seed in range(20))
-        tera = work * (3 * train + val) / 1000  # the way back costs twice the way there
-        print(f"{name}: {task.trials} trials of {epochs:.1f} epochs each, {tera:.1f} TFLOP an epoch")
+        tera = work * (3 * train + val) / 1000  # the backward pass costs twice the forward pass
+        print(f"{name}: {task.trials} trials of {epochs:.1f} epochs each, {tera:.1f} TFLOP per epoch")
         for machine in MACHINES:
             epoch = tera / (machine.peak * machine.share)
             seconds[machine] += task.trials * (START_SECONDS + epochs * epoch)

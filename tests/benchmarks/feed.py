@@ -1,4 +1,4 @@
-"""An epoch's images as batches: the feed against a gather in memory, and against decoding PNGs every epoch."""
+"""The time of an epoch's batches: the feed against a gather in memory, and against decoding PNGs every epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GOALS = {"memory": 1.0, "memory-numpy": 1.0, "ray-data-iterator": 1.0, "png-data
 
 
 def rows() -> list[Row]:
-    """Gray PNGs of 300 x 300 pixels at both sizes, batches of 32, both flips, one torch thread a trial."""
+    """Compare on gray PNGs of 300 x 300 pixels at two sizes: batches of 32, both flips, one torch thread per trial."""
     result = []
     with tempfile.TemporaryDirectory() as folder, cluster.connected():
         files = [Path(file).name for file in write_images(Path(folder), IMAGES)]
@@ -47,15 +47,15 @@ def rows() -> list[Row]:
 
 
 def _all_but_two(files: list[str]) -> pd.Series:
-    """Both classes have to be in the validation part, too."""
+    """Return the splits: both classes have to be in validation, too."""
     return pd.Series(["train"] * (len(files) - 2) + ["val"] * 2)
 
 
 def _compared(trials: list[Any], size: int) -> list[Row]:
-    def all_at_once(kind: str) -> None:
+    def at_the_same_time(kind: str) -> None:
         ray.get([trial.epoch.remote(kind) for trial in trials])
 
-    taken = in_turn({kind: partial(all_at_once, kind) for kind in ("feed", *GOALS)}, runs=RUNS, warm=1)
+    taken = in_turn({kind: partial(at_the_same_time, kind) for kind in ("feed", *GOALS)}, runs=RUNS, warm=1)
     name = f"feed, {size} px, {len(trials)} trial{'s' if len(trials) > 1 else ''}"
     rate = len(trials) * IMAGES / taken["feed"]
     more = {"images": IMAGES, "batch": BATCH, "torch_threads": 1, "images_per_s": round(rate)}
@@ -63,7 +63,7 @@ def _compared(trials: list[Any], size: int) -> list[Row]:
 
 
 class Trial:
-    """What a trial's process has, and the loops that it is compared with."""
+    """A process with a trial's feed, and with the loops that the feed is compared with."""
 
     def __init__(self, images: ImageSet, table: LabelTable, folder: str, size: int) -> None:
         torch.set_num_threads(1)
@@ -72,16 +72,16 @@ class Trial:
         (window,) = images.windows(np.ones(len(table.files), bool), None)
         pixels = np.stack(list(window.values()))
         self.images = torch.from_numpy(pixels)
-        blocks = [  # of several, as what was decoded has; one large block took the iterator four times as long
+        blocks = [  # several, as after decoding; with one large block the iterator took four times as long
             pa.table({"row": rows, "image": ArrowTensorArray.from_numpy(pixels[rows])})
             for rows in np.array_split(np.arange(IMAGES), IMAGES // BLOCK)
         ]
         self.dataset = ray.data.from_arrow(blocks).materialize()
-        loading = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "persistent_workers": True}
-        self.loader = DataLoader(Decoding(folder, table.files.tolist(), size), **loading)
+        decoding = Decoding(folder, table.files.tolist(), size)
+        self.loader = DataLoader(decoding, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
 
     def epoch(self, kind: str) -> None:
-        """Every batch once, looked at and dropped."""
+        """Take every batch once, and drop it."""
         self.number += 1
         own = {"feed": self._feed, "memory": self._memory, "memory-numpy": self._numpy}
         for batch in (own | {"ray-data-iterator": self._ray, "png-dataloader": self._png})[kind]():
@@ -119,7 +119,7 @@ class Trial:
 
 
 class Flipping(NumpyBatchCollateFn):
-    """What the iterator calls for each batch, in threads of its own."""
+    """Flips a batch of the iterator, which calls this in threads of its own."""
 
     def __init__(self, flips: np.ndarray) -> None:
         self.flips = flips
@@ -133,7 +133,7 @@ class Flipping(NumpyBatchCollateFn):
 
 
 class Decoding(Dataset[torch.Tensor]):
-    """Decodes and flips an image whenever it is asked for."""
+    """Decodes and flips an image whenever it is wanted."""
 
     def __init__(self, folder: str, files: list[str], size: int) -> None:
         self.folder, self.files, self.size = folder, files, size

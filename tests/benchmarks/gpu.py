@@ -1,6 +1,7 @@
-"""Training on one GPU: precisions and memory formats, the way of images to it, and several trials at once on it.
+"""Training on one GPU: precisions and memory formats, the way of images to it, and several trials at the same time.
 
-``python -m tests.benchmarks --gpu``. Trials compute in the precision that ``auto`` means there, in ``channels_last``.
+It is run by ``python -m tests.benchmarks --gpu``. Trials compute in ``channels_last``, in the precision that ``auto``
+means on this GPU.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import torch
 
 from ovr_ray.images import Feed, ImageSet
 from ovr_ray.model import SubModel, build
+from ovr_ray.recipe import Augment, Config, Precision
 from ovr_ray.training import Trainer
-from ovr_ray.recipe import Augment, Config
 from tests.benchmarks.checkpoints import saving
 from tests.benchmarks.measure import Row, in_turn, process, row
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is measured; a test has less of it.
+    """The sizes that are measured; a test measures smaller ones.
 
     Attributes
     ----------
@@ -36,10 +37,10 @@ class Load:
     batches : tuple of int
         Batch sizes.
     steps : int
-        Of an epoch, which is a run.
+        Steps per epoch; a run is an epoch.
     runs : int
     at_once : tuple of int
-        Trials that share the device.
+        Numbers of trials that share the device.
     compiler : str
         A backend of ``torch.compile``.
     """
@@ -56,9 +57,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a network is trained."""
+    """A way to train a network."""
 
-    precision: str
+    precision: Precision
     memory_format: torch.memory_format = torch.channels_last
     compiled: bool = False
 
@@ -75,7 +76,7 @@ VARIANTS = {
 
 
 def rows(load: Load = Load()) -> list[Row]:
-    """Steps, feed, sharing and checkpoints, for every network."""
+    """Compare steps, feed, sharing and checkpoints, for every network."""
     torch.backends.cudnn.benchmark = True
     result = []
     for network in load.networks:
@@ -88,8 +89,8 @@ def rows(load: Load = Load()) -> list[Row]:
 
 
 def steps(load: Load, network: str, batch: int) -> list[Row]:
-    """Images are on the device already: what the network takes, flips left out."""
-    images, labels = (part.to(load.device) for part in _data(load, batch))
+    """Compare ways to train, with images that are on the device already and are not flipped."""
+    images, labels = (tensor.to(load.device) for tensor in _data(load, batch))
     batches = list(zip(images.split(batch), labels.split(batch), strict=True))
     works = {
         name: _epochs(_trainer(load, network, variant), lambda: batches, len(labels))
@@ -104,7 +105,7 @@ def steps(load: Load, network: str, batch: int) -> list[Row]:
 
 
 def feeding(load: Load, network: str, batch: int) -> Row:
-    """Pinned memory, a copy beside the step before, flips there; against flips here and ``.to(device)``."""
+    """Compare pinned memory, copied during the step before and flipped there, with flips here and ``.to(device)``."""
     images, labels = _data(load, batch)
     held = cast(ImageSet, Held(images.numpy()))
     works = {}
@@ -119,7 +120,7 @@ def feeding(load: Load, network: str, batch: int) -> Row:
 
 
 def sharing(load: Load, network: str, batch: int, count: int) -> Row:
-    """Processes as trials that hold a fraction of the GPU: an epoch of each, all at once or one after the other."""
+    """Compare epochs of processes that share the GPU: all at the same time, against one after the other."""
     with ExitStack() as stack:
         trials = [stack.enter_context(process(_trial, load, network, batch)) for _ in range(count)]
 
@@ -129,7 +130,11 @@ def sharing(load: Load, network: str, batch: int, count: int) -> Row:
             for trial in some:
                 trial.recv()
 
-        works = {"at once": partial(ask, trials), "alone": lambda: [ask([trial]) for trial in trials]}
+        def ask_each() -> None:
+            for trial in trials:
+                ask([trial])
+
+        works: dict[str, Callable[[], object]] = {"at once": partial(ask, trials), "alone": ask_each}
         taken = in_turn(works, runs=load.runs, warm=2)
     rate = round(count * load.steps * batch / taken["at once"])
     name = f"{count} trials on one GPU, {network}, batch {batch}"
@@ -160,7 +165,7 @@ def _trainer(load: Load, network: str, variant: Variant) -> Trainer:
 
 
 def _epochs(trainer: Trainer, batches: Callable[[], Any], images: int) -> Callable[[], object]:
-    """Each call trains one epoch, and waits for its metrics, so for the GPU; four images are validated."""
+    """Return a function that trains an epoch and waits for its metrics, so for the GPU; four images are validated."""
     pixels, labels = next(iter(batches()))
     few = [(pixels[:4], labels[:4])]
     return partial(next, trainer.epochs(lambda epoch: batches(), lambda: few, images))
@@ -173,11 +178,11 @@ def _data(load: Load, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Held:
-    """Decoded images in this process's memory, for the feed."""
+    """Decoded images in the memory of this process, for the feed."""
 
     def __init__(self, images: np.ndarray) -> None:
         self._images = dict(enumerate(images))
 
     def windows(self, wanted: np.ndarray, rng: np.random.Generator | None) -> Iterator[dict[int, np.ndarray]]:
-        """All at once, as of an image set in memory."""
+        """Yield all images in one window, as an image set in memory does."""
         yield self._images

@@ -124,7 +124,7 @@ def _recipe(place: Path, trials: int, tasks: int) -> Recipe:
 
 
 def _slots(run: RunFolder, declared: int) -> dict[str, Any]:
-    """Return how long the slots were there and asleep; a slot counts from its first trial's begin to its last one's end.
+    """Return how long slots existed and slept; a slot exists from its first trial's begin to its last trial's end.
 
     There may be fewer slots than declared.
     """

@@ -1,6 +1,7 @@
-"""What each lever alone does to a plain training step, and what a trial's step spends its time on.
+"""The effect of each lever on a plain training step, and the operators that a trial's step spends its time on.
 
-``python -m tests.benchmarks.levers [--profile]``; the levers are those that a trial pulls or might pull on a CPU.
+It is run by ``python -m tests.benchmarks.levers [--profile]``. The levers are those that a trial uses, or might use, on
+a CPU.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from rich.table import Table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ovr_ray.model import build, keep_pages
+from ovr_ray.model import build
+from ovr_ray.training import keep_pages
 from tests.benchmarks.measure import process, seconds
 from tests.benchmarks.trial import BATCH, data
 
 NETWORKS, SIZE, RUNS = ("efficientnet_lite0", "resnet18"), 224, 5
 LEVERS = ("none", "channels_last", "pages", "channels_last pages", "fused", "compile", "channels_last pages compile")
-"""What a side does otherwise than PyTorch by default; several at once with a space between."""
+"""Changes of PyTorch's defaults; a space joins several that are made together."""
 
 
 def step_of(network: str, levers: str) -> Callable[[], None]:
-    """A step with Adam on one batch, in this process and on one thread."""
+    """Return a function that takes a step with Adam on one batch, in this process and on one thread."""
     torch.set_num_threads(1)
     if "pages" in levers:
         keep_pages()
-    net, loss_of = build(network, SIZE).train(), nn.BCEWithLogitsLoss()
-    images, labels = (part[:BATCH] for part in data(SIZE))
+    net, loss_of = build(network, SIZE).network.train(), nn.BCEWithLogitsLoss()
+    images, labels = (tensor[:BATCH] for tensor in data(SIZE))
     inputs = ((images.float() / 255 - 0.5) / 0.25).expand(-1, 3, -1, -1).contiguous()
     if "channels_last" in levers:
         net, inputs = net.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
@@ -55,7 +57,7 @@ def _serve(pipe: Connection, network: str, levers: str) -> None:
 
 
 def compared(network: str, levers: str) -> tuple[float, float, float]:
-    """Seconds of a step with and without, medians of runs in turn; and of the very first one with."""
+    """Return the seconds of a step with and without the levers, medians of runs in turn, and of the first one with."""
     taken: tuple[list[float], list[float]] = [], []
     with process(_serve, network, levers) as ours, process(_serve, network, "none") as theirs:
         for _ in range(RUNS + 2):
@@ -66,7 +68,7 @@ def compared(network: str, levers: str) -> tuple[float, float, float]:
 
 
 def profiled(network: str) -> Table:
-    """The operators of a step with a trial's levers, by the time that they themselves take."""
+    """Return the operators of a step with a trial's levers, by the time that they themselves take."""
     step = step_of(network, "channels_last pages")
     step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -92,8 +94,8 @@ def main() -> None:
     for network in NETWORKS:
         for levers in LEVERS[1:]:
             ours, theirs, first = compared(network, levers)
-            told = [f"{1000 * ours:.0f} ms", f"{1000 * theirs:.0f} ms", f"{theirs / ours:.2f}", f"{first:.1f} s"]
-            table.add_row(network, levers, *told)
+            cells = [f"{1000 * ours:.0f} ms", f"{1000 * theirs:.0f} ms", f"{theirs / ours:.2f}", f"{first:.1f} s"]
+            table.add_row(network, levers, *cells)
     Console().print(table)
 
 

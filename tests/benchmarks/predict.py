@@ -1,10 +1,10 @@
-"""Images predicted per second by `predict`, against a bare loop over decoded images, and with a second worker."""
+"""The images that `predict` predicts per second, against a bare loop over decoded images, and with a second worker."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,34 +18,36 @@ from upath import UPath
 from ovr_ray import cluster
 from ovr_ray.images import read_image
 from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
-from ovr_ray.model import SubModel, build, keep_pages
+from ovr_ray.model import SubModel, build
 from ovr_ray.recipe import parse
-from ovr_ray.results import Model, predict
+from ovr_ray.results import SavedModel, predict
 from ovr_ray.results.worker import BATCH
+from ovr_ray.training import keep_pages
 from tests.benchmarks.measure import Row, in_turn, row
+from tests.support import joint_metadata
 
 LONG = False
 SIZE = 224
 IMAGES = 256
-"""A multiple of what a task answers, for two workers alike."""
+"""A multiple of the images that a Ray task predicts, so that two workers share them equally."""
 RUNS = 5
 LABELS = ["a", "b"]
 
 
 def rows() -> list[Row]:
-    """PNGs of 300 x 300 gray pixels, two EfficientNet-Lite0 at 224 pixels, a thread a worker."""
+    """Compare on PNGs of 300 x 300 gray pixels, with two EfficientNet-Lite0 at 224 pixels, one thread per worker."""
     with tempfile.TemporaryDirectory() as folder, _one_thread(), cluster.connected():
         files = write_images(Path(folder), IMAGES)
         model = _write_model(Path(folder))
         decoded = [read_image(file, "gray") for file in files]
         joint, _ = load_torchscript(model.file.read_bytes())
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "one": partial(predict, model, files, workers=1),
             "two": partial(predict, model, files, workers=2),
             "loop": partial(_loop, joint, decoded),
         }
         taken = in_turn(works, runs=RUNS, warm=1)
-        keep_pages()  # as workers do; it cannot be undone, and so comes second
+        keep_pages()  # as workers do; it comes second because it cannot be undone
         kept = in_turn({"one": works["one"], "loop": works["loop"]}, runs=RUNS, warm=1)
         cores = int(ray.cluster_resources()["CPU"])
         more = {"images": IMAGES, "torch_threads": 1, "note": "Ray and its workers started before"}
@@ -59,7 +61,7 @@ def rows() -> list[Row]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As a worker has that was lent one CPU."""
+    """Use one thread, as a worker with one CPU does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -69,7 +71,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def write_images(folder: Path, count: int) -> list[str]:
-    """Smooth shapes under noise, which PNG packs about as well as photographs."""
+    """Write smooth shapes under noise, which PNG compresses about as well as photographs, and return their paths."""
     rng = np.random.default_rng(0)
     files = []
     for number in range(count):
@@ -80,17 +82,16 @@ def write_images(folder: Path, count: int) -> list[str]:
     return files
 
 
-def _write_model(folder: Path) -> Model:
+def _write_model(folder: Path) -> SavedModel:
     torch.manual_seed(0)
-    parts = [SubModel(build("efficientnet_lite0", SIZE), SIZE, SIZE, 1, [0.5], [0.2]).eval() for _ in LABELS]
+    sub_models = [SubModel(build("efficientnet_lite0", SIZE), SIZE, SIZE, 1, [0.5], [0.2]).eval() for _ in LABELS]
     data = {"labels": "unused.csv", "images": "unused", "image_size": SIZE}
     recipe = parse({"name": "benchmark", "data": data, "tasks": {label: {"trials": 1} for label in LABELS}})
-    told = {"labels": LABELS, "thresholds": [0.5, 0.5], "recipe": recipe.dump()}
-    joint = JointModel(LABELS, parts, [0.5, 0.5]).eval()
-    write_torchscript(
-        joint, UPath(folder) / "joint.pt", told, [torch.randint(0, 256, (1, 300, 300), dtype=torch.uint8)]
-    )
-    return Model(os.fspath(folder / "joint.pt"))
+    metadata = joint_metadata(LABELS).model_copy(update={"recipe": recipe.dump()})
+    joint = JointModel(LABELS, sub_models, [0.5, 0.5]).eval()
+    image = torch.randint(0, 256, (1, 300, 300), dtype=torch.uint8)
+    write_torchscript(joint, UPath(folder) / "joint.pt", metadata, [image])
+    return SavedModel(os.fspath(folder / "joint.pt"))
 
 
 @torch.inference_mode()

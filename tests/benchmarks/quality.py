@@ -1,9 +1,9 @@
-"""How good on images never seen: ovr-ray beside a plain loop on the solar cells, split by split.
+"""The quality on test images: ovr-ray beside a plain loop on the solar cells, for several random splits.
 
-``QUALITY_FOLDER=… python -m tests.benchmarks quality`` keeps what it made there, goes on where it was, and writes
-``table.md``; ``QUALITY_SEEDS="1 2 3"`` are the splits, ``QUALITY_OPTIONS="data.image_size=128"`` changes the recipe of
-both sides. The plain loop and the refit see images of ``data.image_size``, the search what the recipe's tasks say: 128.
-Nothing looks at a test part before all choices are made.
+``QUALITY_FOLDER=… python -m tests.benchmarks quality`` keeps its results in that folder, resumes there, and writes
+``table.md``. ``QUALITY_SEEDS="1 2 3"`` are the seeds of the splits. ``QUALITY_OPTIONS="data.image_size=128"`` changes
+the recipe of both sides. The plain loop and the refit see images of ``data.image_size``, the search those of the
+recipe's tasks: 128. The test split is not read before all choices are made.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ovr_ray.images.labels import split
+from ovr_ray.images.splitting import split
 from ovr_ray.model import average_precision, f1_at, interval
 from ovr_ray.recipe import Config, RandomSplit, Recipe, load
 from tests.benchmarks.measure import Row, row
@@ -35,21 +36,21 @@ LABELS = Path(os.environ.get("OVR_RAY_SOLAR_CELLS", ROOT.parent / "shared" / "so
 IMAGES, RECIPE = ROOT / "data" / "elpv", ROOT / "jobs" / "recipes" / "solar_cells_cpu.yaml"
 OPTIONS = os.environ.get("QUALITY_OPTIONS", "").split()
 PLAIN_EPOCHS = 14
-"""The plain loop's own."""
+"""Epochs of the plain loop."""
 GAIN = 0.05
-"""Goal: so much more average F1 than the plain loop's."""
+"""Goal: an average F1 that is higher than the plain loop's by this much."""
 
-VARIANTS = {
+VARIANTS: dict[str, list[str]] = {
     "winners": [],
     "winners, flips": ["--flip-average"],
     "top 3, flips": ["--top-k", "3", "--flip-average"],
     "refit, flips": ["--from", "refit", "--flip-average"],
 }
-"""What is made of one search, by options of ``combine``."""
+"""Joint models of one search -> the options of ``combine`` that make them."""
 
 
 def rows() -> list[Row]:
-    """A row a split, variant and task, and their averages."""
+    """Return a row per split, variant and task, and one for the average over tasks."""
     if lacking := [str(path) for path in (LABELS, IMAGES) if not path.exists()]:
         print(f"quality: skipped, without {', '.join(lacking)} (make demo; OVR_RAY_SOLAR_CELLS=FILE)")
         return []
@@ -74,53 +75,62 @@ def _split(folder: Path, seed: int) -> list[Row]:
     plain = _once(folder / "plain.json", lambda: _plain(folder, table, recipe, seed))
     result = []
     for variant in VARIANTS:
-        told = ours[variant]
+        here = ours[variant]
         for task in (*recipe.tasks, "average"):
-            mine, theirs = told["scores"][task], plain["scores"][task]
+            mine, theirs = here["scores"][task], plain["scores"][task]
             goal = 1 + GAIN / theirs["f1"] if task == "average" else 1.0
             figures = row(f"quality {seed}, {variant}, {task}", "plain loop", 1.0, 1.0, round(goal, 3), 1)
             figures |= {"ratio": round(mine["f1"] / theirs["f1"], 3), "seed": seed, "variant": variant, "task": task}
-            figures |= {"ours_s": told["seconds"], "baseline_s": plain["seconds"], "ours": mine, "plain": theirs}
-            figures |= {"ours_images": told["images_seen"], "plain_images": plain["images_seen"]}
-            result.append(figures | {"ours_pixels": told["image_size"], "plain_pixels": recipe.data.image_size})
+            figures |= {"ours_s": here["seconds"], "baseline_s": plain["seconds"], "ours": mine, "plain": theirs}
+            figures |= {"ours_images": here["images_seen"], "plain_images": plain["images_seen"]}
+            result.append(figures | {"ours_pixels": here["image_size"], "plain_pixels": recipe.data.image_size})
     return result
 
 
-def _once(file: Path, make: Any) -> dict[str, Any]:
-    """What an earlier call made, or else what is made now."""
+def _once(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what an earlier call made and wrote to the file; if there is no such file, make it now."""
     if not file.exists():
         file.write_text(json.dumps(make(), indent=1))
-    told: dict[str, Any] = json.loads(file.read_text())
-    return told
+    made: dict[str, Any] = json.loads(file.read_text())
+    return made
 
 
 def _plain(folder: Path, table: pd.DataFrame, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Both tasks at once, as trials are: a process and a core each."""
+    """Train both tasks at the same time, as trials are: in a process each."""
     began, size = time.monotonic(), recipe.data.image_size
     jobs = [(table, name, task.default, size, seed) for name, task in recipe.tasks.items()]
     with ProcessPoolExecutor(len(jobs), multiprocessing.get_context("spawn")) as pool:
         found = dict(zip(recipe.tasks, pool.map(_loop, *zip(*jobs, strict=True)), strict=True))
     test = table[table.part == "test"]
-    probabilities = {task: np.asarray(told["test"]) for task, told in found.items()}
+    probabilities = {task: np.asarray(trained["test"]) for task, trained in found.items()}
     scores = _scores(test, probabilities, dict.fromkeys(recipe.tasks, 0.5))
-    images = sum(told["images"] for told in found.values())
+    images = sum(trained["images"] for trained in found.values())
     return {"seconds": time.monotonic() - began, "images_seen": images, "scores": scores}
 
 
 def _loop(table: pd.DataFrame, task: str, config: Config, size: int, seed: int) -> dict[str, Any]:
-    """What the epoch of the best validation F1 says of the test part, the decision at 0.5."""
+    """Return the test probabilities of the epoch with the best validation F1 at threshold 0.5."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    parts = {part: table[table.part == part] for part in ("train", "val", "test")}
-    how = {"size": size, "epochs": PLAIN_EPOCHS, "batch": config.batch_size, "workers": 1}
-    truth = parts["val"][task].to_numpy()
-    epochs = plain_loop(parts, task, IMAGES, config.backbone, config.weights, **how)
-    best = max(epochs, key=lambda said: f1_at(0.5)(truth, said["val"]))
-    return {"test": best["test"].tolist(), "images": PLAIN_EPOCHS * len(parts["train"])}
+    splits = {name: table[table.part == name] for name in ("train", "val", "test")}
+    truth = splits["val"][task].to_numpy()
+    epochs = plain_loop(
+        splits,
+        task,
+        IMAGES,
+        config.backbone,
+        config.weights,
+        size=size,
+        epochs=PLAIN_EPOCHS,
+        batch_size=config.batch_size,
+        workers=1,
+    )
+    best = max(epochs, key=lambda probabilities: f1_at(0.5)(truth, probabilities["val"]))
+    return {"test": best["test"].tolist(), "images": PLAIN_EPOCHS * len(splits["train"])}
 
 
 def _ours(folder: Path, size: int, seed: int) -> dict[str, Any]:
-    """The commands of the documentation; all choices are made when the test part is first looked at."""
+    """Run the commands of the documentation; all choices are made before the test split is read."""
     run = folder / "run"
     overrides = {"name": "run", "storage": folder, "data.labels": folder / "labels.csv", "data.images": IMAGES}
     overrides |= {"data.split": "{column: part}", "search.seed": seed}
@@ -134,15 +144,16 @@ def _ours(folder: Path, size: int, seed: int) -> dict[str, Any]:
     table = pd.read_csv(folder / "labels.csv", sep=";")
     test = table[table.part == "test"]
     test.to_csv(folder / "test.csv", sep=";", index=False)
-    return {variant: _told(folder / variant, run, test) for variant in VARIANTS}
+    return {variant: _scored(folder / variant, run, test) for variant in VARIANTS}
 
 
-def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
+def _scored(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
+    """Predict the test split with a joint model; return its scores, and the time and images that it took."""
     answers = place / "predictions.csv"
     _command("predict", place / "joint.pt", place.parent / "test.csv", "--images", IMAGES, "--output", answers)
     probabilities = pd.read_csv(answers, sep=";")
     chosen = json.loads((place / "winners.json").read_text())
-    thresholds = {task: told["threshold"] for task, told in chosen.items()}
+    thresholds = {task: winner["threshold"] for task, winner in chosen.items()}
     scores = _scores(test, {task: probabilities[f"{task}_probability"].to_numpy() for task in thresholds}, thresholds)
     clocks = [run / "search.json"]
     logs = [*run.glob("trials/*/epochs.csv")]
@@ -154,7 +165,7 @@ def _told(place: Path, run: Path, test: pd.DataFrame) -> dict[str, Any]:
     return {
         "seconds": sum(json.loads(clock.read_text())["seconds"] for clock in clocks),
         "images_seen": seen,
-        "image_size": max(told["config"]["image_size"] for told in chosen.values()),
+        "image_size": max(winner["config"]["image_size"] for winner in chosen.values()),
         "scores": scores,
     }
 
@@ -167,7 +178,7 @@ def _command(*words: Any) -> None:
 def _scores(
     test: pd.DataFrame, probabilities: dict[str, np.ndarray], thresholds: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """Per task, and of their mean: F1, average precision, and intervals over images."""
+    """Return F1, average precision, and intervals over images, for each task and for the mean over tasks."""
     truth = {task: test[task].to_numpy(float) for task in probabilities}
 
     def mean_f1(rows: np.ndarray, _: np.ndarray) -> float:

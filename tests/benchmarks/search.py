@@ -139,7 +139,7 @@ def _tuned(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _bare(folder: Path, side: str, slots: int) -> dict[str, Any]:
-    """Run this many processes at the same time; their mean time is that of a perfect packing, where all end together."""
+    """Run this many processes at the same time; their mean time is that of a perfect packing: all end together."""
     shutil.rmtree(folder / "bare", ignore_errors=True)
     began, taken, best = time.monotonic(), [], dict[str, float]()
     command = [sys.executable, "-m", "tests.benchmarks.bare", side, str(folder)]

@@ -1,4 +1,4 @@
-"""A trial's training step against the same network, batch and data in a plain loop with PyTorch's defaults."""
+"""The time of a trial's training step, against a plain loop with PyTorch's defaults on the same network and batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ovr_ray.model import SubModel, build
-from ovr_ray.training import Trainer, keep_pages
 from ovr_ray.recipe import Config
+from ovr_ray.training import Trainer, keep_pages
 from tests.benchmarks.measure import Row, process, row, seconds
 
 LONG = True
@@ -20,7 +20,7 @@ NETWORKS, SIZES, THREADS = ("efficientnet_lite0", "resnet18"), (150, 224), (1, 2
 
 
 def rows() -> list[Row]:
-    """Each side in a process of its own, as kept pages cannot be given back; in turn, never at once."""
+    """Compare in turn, each side in a process of its own, because kept pages cannot be given back."""
     return [_compared(n, size, threads) for n in NETWORKS for size in SIZES for threads in THREADS]
 
 
@@ -31,8 +31,8 @@ def _compared(network: str, size: int, threads: int) -> Row:
         for _ in range(RUNS + 1):
             for name, side in (("trial", ours), ("plain loop", theirs)):
                 side.send(None)
-                told, peaks[name] = side.recv()
-                taken[name].append(told)
+                spent, peaks[name] = side.recv()
+                taken[name].append(spent)
     ours_s, theirs_s = (median(times[1:]) for times in taken.values())  # the first one warms up
     name = f"step, {network}, {size} px, {threads} thread{'s' if threads > 1 else ''}"
     more = {"images_per_s": round(BATCH * STEPS / ours_s, 1), "peak_mb": peaks, "torch_threads": threads}
@@ -40,7 +40,7 @@ def _compared(network: str, size: int, threads: int) -> Row:
 
 
 def _trial(pipe: Connection, network: str, size: int, threads: int) -> None:
-    """As in a trial's process: bytes in, an epoch of so many batches."""
+    """Train as a trial's process does: the images are bytes, and an epoch has STEPS batches."""
     keep_pages()
     torch.set_num_threads(threads)
     sub_model = SubModel(build(network, size), size, size, 1, [0.5], [0.25])
@@ -55,9 +55,9 @@ def _trial(pipe: Connection, network: str, size: int, threads: int) -> None:
 
 
 def _plain(pipe: Connection, network: str, size: int, threads: int) -> None:
-    """Normalised floats in, which costs this side nothing."""
+    """Train in a plain loop: the images are normalised floats, which costs this side nothing."""
     torch.set_num_threads(threads)
-    net, loss_of = build(network, size).train(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
+    net, loss_of = build(network, size).network.train(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
     optimizer = torch.optim.Adam(net.parameters())
     images, labels = data(size)
     inputs = ((images.float() / 255 - 0.5) / 0.25).expand(-1, 3, -1, -1)
@@ -74,11 +74,10 @@ def _plain(pipe: Connection, network: str, size: int, threads: int) -> None:
 
 
 def data(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drawn bytes, and labels of which a quarter is positive."""
+    """Return random bytes, and labels of which a quarter is positive."""
     torch.manual_seed(0)
-    return torch.randint(0, 256, (STEPS * BATCH, 1, size, size), dtype=torch.uint8), torch.arange(
-        STEPS * BATCH
-    ) % 4 // 3.0
+    images = torch.randint(0, 256, (STEPS * BATCH, 1, size, size), dtype=torch.uint8)
+    return images, torch.arange(STEPS * BATCH) % 4 // 3.0
 
 
 def _peak_mb() -> int:

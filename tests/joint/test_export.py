@@ -30,9 +30,10 @@ THE_EIGHT = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b3",
 OTHERS = ("efficientnet_lite0", "convnext_tiny", "vit_b_32", "swin_t", "mobilenet_v3_small")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mixed() -> JointModel:
-    """Return a joint model of different backbones, sizes and colours."""
+    """Return a joint model of different backbones, sizes and colours; no test changes it."""
+    torch.manual_seed(0)
     sub_models = [
         random_sub_model(BACKBONE, 64),
         random_sub_model("resnet18", 48),
@@ -48,12 +49,12 @@ def refined() -> JointModel:
     return JointModel(["a", "b"], [ensemble, random_sub_model("resnet18", 64)], [0.3, 0.5]).eval()
 
 
-@pytest.fixture
-def file(mixed: JointModel, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def file(mixed: JointModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the TorchScript file of the mixed model."""
-    metadata = joint_metadata("abc", [0.3, 0.5, 0.7])
-    write_torchscript(mixed, UPath(tmp_path / "joint.pt"), metadata, list(random_images()))
-    return tmp_path / "joint.pt"
+    file = tmp_path_factory.mktemp("mixed") / "joint.pt"
+    write_torchscript(mixed, UPath(file), joint_metadata("abc", [0.3, 0.5, 0.7]), list(random_images()))
+    return file
 
 
 @pytest.mark.parametrize("channels", [1, 3])
