@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve
 
 from ovr_ray.recipe import Split
-from ovr_ray.reporting.evaluation import Interval, TaskScore
+from ovr_ray.runs import Interval, TaskScore
 
 SPLIT_NAMES: Final[Mapping[Split, str]] = {"train": "training", "val": "validation", "test": "test"}
 """Names of the splits on the page."""

@@ -5,57 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 import pandas as pd
-from pydantic import Field
 
 from ovr_ray.recipe import Split
-from ovr_ray.runs import Record, RunFolder, metrics_beside, predictions_beside
+from ovr_ray.runs import Metrics, RunFolder, TaskScore, metrics_beside, predictions_beside
 from ovr_ray.storage import read_if_there
-
-Interval = tuple[float, float]
-"""The lower and the upper end of a 95 % interval."""
-
-
-class TaskScore(Record):
-    """The scores of one task on one split (in ``metrics.json``)."""
-
-    threshold: float
-    images: int
-    """Number of images with a label that could be read."""
-    positives: int
-    prevalence: float
-    tn: int
-    fp: int
-    fn: int
-    tp: int
-    sensitivity: float
-    specificity: float
-    precision: float
-    npv: float
-    fpr: float
-    fdr: float
-    fnr: float
-    accuracy: float
-    f1: float
-    mcc: float
-    f1_interval: Interval
-    average_precision: float
-    average_precision_interval: Interval
-
-
-class Metrics(Record):
-    """The content of ``metrics.json``."""
-
-    split: Literal["val", "test", "all"] = Field(alias="part")
-    """The split that is scored in ``tasks``; "all": other labels than the run's."""
-    model_digest: str
-    """SHA-256 of the joint model's file, in hexadecimal."""
-    average_f1: float
-    tasks: dict[str, TaskScore]
-    validation: dict[str, TaskScore] = Field(default_factory=dict)
-    """The scores on the validation split; empty if the sub-models were trained on it."""
 
 
 class NotEvaluated(StrEnum):

@@ -14,10 +14,10 @@ from ovr_ray.joint import Winner
 from ovr_ray.recipe import Data, Split
 from ovr_ray.reporting import decisions, pictures, trials
 from ovr_ray.reporting.decisions import Measure
-from ovr_ray.reporting.evaluation import Evaluation, TaskScore
+from ovr_ray.reporting.evaluation import Evaluation
 from ovr_ray.reporting.pictures import Answer, Mistake, Picture
 from ovr_ray.reporting.trials import TrialTable
-from ovr_ray.runs import WinnerRecord
+from ovr_ray.runs import TaskScore, WinnerRecord
 from ovr_ray.search import Ledger, Trial
 
 

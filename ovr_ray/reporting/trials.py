@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count, takewhile
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import optuna
 import pandas as pd
@@ -15,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import plot_parallel_coordinate, plot_slice
 
 from ovr_ray.model import Confusion
-from ovr_ray.recipe import Choice, Metric, Search, Split
+from ovr_ray.recipe import Choice, Metric, Split
 from ovr_ray.runs import Status
-from ovr_ray.search import Ledger, TaskSpace, Trial
+from ovr_ray.search import Ledger, TaskSpace, Trial, rungs
 
 RUNNING: Final = "running"
 """The word for a live trial, whatever its status."""
@@ -149,18 +148,6 @@ def stopping(ledger: Ledger, task: str) -> go.Figure:
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title="epoch")
     return figure.update_yaxes(title=score_name(ledger))
-
-
-def rungs(search: Search) -> list[int]:
-    """Return the epochs at which early stopping compares trials."""
-    match search.scheduler:
-        case "none":
-            return []
-        case "asha":
-            every = (search.grace_epochs * search.reduction**k for k in count())
-            return list(takewhile(lambda epoch: epoch < search.max_epochs, every))
-        case _:
-            assert_never(search.scheduler)
 
 
 def hyperparameters(ledger: Ledger, task: str) -> HyperparameterFigures | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from ovr_ray.images import LabelTable, read_labels
 from ovr_ray.model import Confusion, average_precision, f1_at, interval
 from ovr_ray.recipe import Data, Recipe, Split, Task
 from ovr_ray.results.predict import SavedModel, predict
-from ovr_ray.runs import RunFolder, metrics_beside, predictions_beside
+from ovr_ray.runs import Metrics, RunFolder, TaskScore, metrics_beside, predictions_beside
 from ovr_ray.storage import write_whole
 
 
@@ -52,26 +51,27 @@ def evaluate(
         bad = "\n".join(f"    {row.filename}: {row.error}" for row in predicted[~readable].itertuples())
         raise BadInput(Fault("data.images", f"{(~readable).sum()} images cannot be decoded:\n{bad}"))
     answers = _beside_truth(predicted, table, list(tasks))
-    part = "test" if (answers.part == "test").any() else "val"
-    scored = answers[answers.part == part]
+    split: Literal["val", "test"] = "test" if (answers.part == "test").any() else "val"
+    scored = answers[answers.part == split]
     scores = _scores(scored, tasks, model.metadata.thresholds)
-    result = {
-        "model": str(model.file),
-        "model_digest": model.digest,
-        "labels": data.labels,
-        "part": part if labels is None else "all",
-        "images": int((scored.error == "").sum()),
-        "average_f1": float(np.mean([score["f1"] for score in scores.values()])),
-        "average_precision": float(np.mean([score["average_precision"] for score in scores.values()])),
-        "tasks": scores,
-    }
+    metrics = Metrics(
+        model=str(model.file),
+        model_digest=model.digest,
+        labels=data.labels,
+        split=split if labels is None else "all",
+        images=int((scored.error == "").sum()),
+        average_f1=float(np.mean([score.f1 for score in scores.values()])),
+        average_precision=float(np.mean([score.average_precision for score in scores.values()])),
+        tasks=scores,
+    )
     file = UPath(output) if output else metrics_beside(model.file)
     if labels is None:
-        if (answers.part == "val").any():
-            result["validation"] = _scores(answers[answers.part == "val"], tasks, model.metadata.thresholds)
+        validation = answers[answers.part == "val"]
+        if len(validation):
+            metrics = metrics.model_copy(update={"validation": _scores(validation, tasks, model.metadata.thresholds)})
         write_whole(predictions_beside(file), answers.to_csv(sep=";", index=False, float_format="%.9g"))
-    write_whole(file, json.dumps(result, indent=1))
-    return result | {"file": str(file)}
+    write_whole(file, metrics.to_json())
+    return metrics.model_dump(by_alias=True, exclude_unset=True) | {"file": str(file)}
 
 
 def _truth(model: SavedModel, labels: str | None, images: str | None) -> tuple[Data, dict[str, Task], LabelTable]:
@@ -108,7 +108,7 @@ def _beside_truth(predicted: pd.DataFrame, table: LabelTable, tasks: list[str]) 
     return answers
 
 
-def _scores(answers: pd.DataFrame, tasks: Iterable[str], thresholds: list[float]) -> dict[str, dict[str, Any]]:
+def _scores(answers: pd.DataFrame, tasks: Iterable[str], thresholds: list[float]) -> dict[str, TaskScore]:
     scores = {}
     for task, threshold in zip(tasks, thresholds, strict=True):
         truth = answers[task].to_numpy(np.float32, na_value=np.nan)
@@ -116,18 +116,18 @@ def _scores(answers: pd.DataFrame, tasks: Iterable[str], thresholds: list[float]
     return scores
 
 
-def _score(truth: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
-    counts = np.isfinite(truth) & np.isfinite(probability)  # the label is known, and the image was read
-    truth, probability = truth[counts], probability[counts]
+def _score(truth: np.ndarray, probability: np.ndarray, threshold: float) -> TaskScore:
+    known = np.isfinite(truth) & np.isfinite(probability)  # there is a label, and the image was read
+    truth, probability = truth[known], probability[known]
     confusion = Confusion.of(truth, probability >= np.float32(threshold))
-    return {
-        "threshold": threshold,
-        "images": len(truth),
-        "positives": int(truth.sum()),
-        "prevalence": float(truth.mean()),
+    return TaskScore(
+        threshold=threshold,
+        images=len(truth),
+        positives=int(truth.sum()),
+        prevalence=float(truth.mean()),
+        f1_interval=interval(f1_at(threshold), truth, probability),
+        average_precision=average_precision(truth, probability),
+        average_precision_interval=interval(average_precision, truth, probability),
         **confusion.counts(),
         **confusion.metrics(),
-        "f1_interval": interval(f1_at(threshold), truth, probability),
-        "average_precision": average_precision(truth, probability),
-        "average_precision_interval": interval(average_precision, truth, probability),
-    }
+    )

@@ -7,7 +7,7 @@ versions can be read.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -145,3 +145,57 @@ class RefitRecord(Record):
     folds: int = 0
     seed: int | None = None
     tasks: dict[str, WinnerRecord] = {}
+
+
+Interval = tuple[float, float]
+"""The lower and the upper end of a 95 % interval."""
+
+
+class TaskScore(Record):
+    """The scores of one task on one split (in ``metrics.json``).
+
+    :class:`ovr_ray.model.Confusion` defines the metrics.
+    """
+
+    threshold: float
+    images: int
+    """Number of images with a label that could be read."""
+    positives: int
+    prevalence: float
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+    sensitivity: float
+    specificity: float
+    precision: float
+    npv: float
+    fpr: float
+    fdr: float
+    fnr: float
+    accuracy: float
+    f1: float
+    mcc: float
+    f1_interval: Interval
+    average_precision: float
+    average_precision_interval: Interval
+
+
+class Metrics(Record):
+    """The scores of a joint model (``metrics.json``)."""
+
+    model: str = ""
+    """Path of the joint model."""
+    model_digest: str
+    """SHA-256 of the joint model's file, in hexadecimal."""
+    labels: str = ""
+    """Path of the label file."""
+    split: Literal["val", "test", "all"] = Field(alias="part")
+    """The split that is scored in ``tasks``; "all": other labels than the run's."""
+    images: int = 0
+    """Number of images that could be read."""
+    average_f1: float
+    average_precision: float = 0.0
+    tasks: dict[str, TaskScore]
+    validation: dict[str, TaskScore] = {}
+    """The scores on the validation split, where thresholds were chosen; empty if the sub-models were trained on it."""

@@ -8,6 +8,7 @@ knows by then, not on how often the search was interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -262,5 +263,17 @@ def _scheduler(search: Search) -> TrialScheduler:
                 grace_period=search.grace_epochs,
                 reduction_factor=search.reduction,
             )
+        case _:
+            assert_never(search.scheduler)
+
+
+def rungs(search: Search) -> list[int]:
+    """Return the epochs at which early stopping compares trials."""
+    match search.scheduler:
+        case "none":
+            return []
+        case "asha":
+            every = (search.grace_epochs * search.reduction**k for k in count())
+            return list(takewhile(lambda epoch: epoch < search.max_epochs, every))
         case _:
             assert_never(search.scheduler)

@@ -61,7 +61,7 @@ def test_another_cause_ends_training_at_once() -> None:
 
 @pytest.fixture
 def images(make_recipe: Callable[..., Recipe], tmp_path: Path) -> ImageSet:
-    """The decoded cells, streamed from storage: no Ray is needed."""
+    """Return the decoded cells, streamed from storage, which needs no Ray."""
     recipe = make_recipe()
     all_shards = shards(read_labels(recipe.data, recipe.tasks), recipe.data, str(tmp_path))
     return ImageSet(all_shards, pd.concat(map(Shard.facts, all_shards)).set_index("row").sort_index())
@@ -69,13 +69,13 @@ def images(make_recipe: Callable[..., Recipe], tmp_path: Path) -> ImageSet:
 
 @pytest.fixture
 def given(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Assignment]:
-    """A function that returns what a trial trains on the cells: ``given(epochs=2, lr=1e-3)``."""
+    """Return a function that returns what a trial trains on the cells: ``given(epochs=2, lr=1e-3)``."""
     recipe = make_recipe()
     table = read_labels(recipe.data, recipe.tasks)
     (tmp_path / "crack-0000").mkdir()
     folder = TrialFolder(UPath(tmp_path / "crack-0000"))
-    labels = {"train_labels": table.labels_of("crack", "train"), "val_labels": table.labels_of("crack", "val")}
-    return lambda **options: replace(assignment(folder, **options), **labels)
+    train_labels, val_labels = table.labels_of("crack", "train"), table.labels_of("crack", "val")
+    return lambda **options: replace(assignment(folder, **options), train_labels=train_labels, val_labels=val_labels)
 
 
 def test_every_epoch_is_reported_after_it_is_saved_and_the_end_comes_last(
