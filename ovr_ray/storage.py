@@ -46,10 +46,15 @@ def write_whole(file: UPath, content: str | bytes) -> None:
         file.write_bytes(content)
 
 
+def read_whole(file: UPath) -> bytes:
+    """Return a file's content; one request to a bucket, where opening the file would be two."""
+    return file.read_bytes() if isinstance(file, Path) else file.fs.cat_file(file.path)
+
+
 def read_if_there(file: UPath) -> str | None:
-    """Return a file's text, or None if there is no such file; one request, where ``exists`` would be a second."""
+    """Return a file's text, or None if there is no such file."""
     try:
-        return file.read_text(encoding="utf-8")
+        return read_whole(file).decode()
     except (FileNotFoundError, NotADirectoryError):
         return None
 

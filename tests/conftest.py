@@ -55,6 +55,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield an empty bucket on a server on loopback; processes that are started from now on find it."""
     import boto3
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -64,6 +65,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    S3FileSystem.clear_instance_cache()  # instances of earlier tests know other servers
     try:
         name = f"bucket-{port}"  # servers of one process share what they hold
         boto3.client("s3").create_bucket(Bucket=name)

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from upath import UPath
@@ -81,6 +82,11 @@ def assignment(
         score_column="val_average_precision",
         checkpoints=checkpoints or Checkpoints(),
     )
+
+
+def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, as :meth:`TrialFolder.write_epochs` takes them."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def scalars(path: str, metric: str) -> list[Any]:

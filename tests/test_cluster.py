@@ -1,4 +1,4 @@
-"""Which Ray a search starts, and what it can be reached by."""
+"""Which Ray a search starts, from where it can be reached, and how many trials it has room for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import ray
 
 from ovr_ray import cluster
 from ovr_ray.errors import RunFailed
+from ovr_ray.recipe import Resources
 from tests.support import PATIENCE
 
 LISTENING = """
@@ -22,7 +23,7 @@ from ovr_ray import cluster
 from tests.support import ancestors
 
 def sockets_of_ours():
-    for process in Path("/proc").glob("[0-9]*"):  # other tests start a Ray of their own meanwhile
+    for process in Path("/proc").glob("[0-9]*"):  # other tests start a Ray of their own at the same time
         try:
             is_ours = os.getpid() in (int(process.name), *ancestors(int(process.name)))
             handles = list((process / "fd").iterdir()) if is_ours else []
@@ -52,19 +53,28 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
     ).stdout
-    assert len(told.split()) > 5
-    assert set(told.split()) <= LOOPBACK
+    assert len(printed.split()) > 5
+    assert set(printed.split()) <= LOOPBACK
 
 
-def test_a_machine_too_busy_for_ray_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_too_busy_for_ray_is_reported_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**_: Any) -> None:
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process have a Ray
-    monkeypatch.setattr(ray, "init", too_slow)  # the machine cannot be made so slow for this test alone
+    monkeypatch.setattr(ray, "init", too_slow)  # the machine cannot be made so slow for one test
     with pytest.raises(RunFailed, match="very busy"), cluster.connected():
         pass
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_share_gpus_by_fractions_and_are_not_started_beyond_them() -> None:
+    assert cluster.per_trial(Resources()) == cluster.Share(cpus=1, gpus=1)  # two GPUs are declared
+    assert cluster.slots(cluster.Share(0.1, 0.5)) == 4
+    assert cluster.slots(cluster.Share(0.1, 0.1)) == 20
+    assert cluster.slots(cluster.Share(1, 0)) == 2
+    assert cluster.slots(cluster.Share(4, 0)) == 0

@@ -20,6 +20,7 @@ from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model import backbones
 from ovr_ray.model.backbones import StateDict
 from ovr_ray.model.sub_model import SubModel
+from ovr_ray.storage import read_whole
 
 CARD: Final = "sub_model.json"
 WEIGHTS: Final = "weights.pt"
@@ -92,7 +93,7 @@ def read_card(folder: UPath, files: Mapping[str, int] | None = None) -> Card | N
     if files is not None and not {CARD, WEIGHTS} <= files.keys():
         return None
     try:
-        card = Card(**json.loads((folder / CARD).read_text()))
+        card = Card(**json.loads(read_whole(folder / CARD)))
         size = (folder / WEIGHTS).stat().st_size if files is None else files[WEIGHTS]
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
         return None

@@ -5,6 +5,7 @@ A checkpoint's files belong to :mod:`ovr_ray.model`.
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray.runs.records import RefitRecord, TrialRecord
-from ovr_ray.storage import listed, read_if_there, write_whole
+from ovr_ray.storage import listed, read_if_there, read_whole, write_whole
 
 RECORD: Final = "trial.json"
 
@@ -42,7 +43,7 @@ class TrialFolder:
 
     def record(self) -> TrialRecord:
         """Read ``trial.json``."""
-        return TrialRecord.from_json((self.path / RECORD).read_text(encoding="utf-8"))
+        return TrialRecord.from_json(read_whole(self.path / RECORD).decode())
 
     def write_record(self, record: TrialRecord) -> None:
         """Write ``trial.json``, in a folder that need not exist yet."""
@@ -136,8 +137,8 @@ def checkpoints_in(folder: UPath, files: Mapping[str, int]) -> dict[UPath, Check
 def _read_table(file: UPath, keep_default_na: bool = False) -> pd.DataFrame | None:
     """Read a table; None if there is no such file. Without ``keep_default_na`` a file may be called ``NA``."""
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            return pd.read_csv(opened, sep=";", dtype={"filename": str}, keep_default_na=keep_default_na)
+        content = io.BytesIO(read_whole(file))
+        return pd.read_csv(content, sep=";", dtype={"filename": str}, keep_default_na=keep_default_na)
     except FileNotFoundError:
         return None
 

@@ -1,4 +1,4 @@
-"""A cluster that `ray up` made over ssh, on hosts in network namespaces, as docs/clusters.md has it."""
+"""A cluster that `ray up` makes over ssh, on hosts in network namespaces, as docs/clusters.md describes it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PROJECT = Path(__file__).parents[2]
 ADDRESS = "http://localhost:8265"
 SUBMIT = ("ray", "job", "submit", "--address", ADDRESS, "--working-dir", ".", "--")
 SIZE = " --num-cpus=1 --object-store-memory=200000000"
-"""Hosts share this machine's two cores."""
+"""Options of ``ray start``: the hosts share this machine's two cores."""
 
 
 @dataclass
 class Cluster:
-    """Hosts with a running Ray, and where they keep things."""
+    """Hosts with a running Ray, the file of their cluster, and a folder that all of them see."""
 
     hosts: Hosts
     config: Path
@@ -37,49 +37,49 @@ class Cluster:
         return self.hosts.run("laptop", *command, folder=PROJECT, **environment)
 
     def submit(self, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``ray job submit`` of this project."""
+        """Submit this project as a job, and wait for its end."""
         return self.laptop(*SUBMIT, *entrypoint, **environment)
 
     def start_job(self, *entrypoint: str) -> subprocess.Popen[str]:
-        """``ray job submit``, not waited for."""
+        """Submit this project as a job, and return the process that waits for it."""
         return self.hosts.start("laptop", *SUBMIT, *entrypoint, folder=PROJECT)
 
     def nodes(self) -> dict[str, Any]:
-        """GPUs of every node that is alive, by host, as the head sees them."""
+        """Return the GPUs of every node that is alive, by host, as the head sees them."""
         code = (
             "import json, ray; ray.init(address='auto', logging_level=40, log_to_driver=False); "
             "alive = [node for node in ray.nodes() if node['Alive']]; "
             "print(json.dumps({node['NodeManagerHostname']: node['Resources'].get('GPU', 0) for node in alive}))"
         )
-        told = self.hosts.run("head", str(Path.home() / "ovr-ray/.venv/bin/python"), "-c", code)
-        return yaml.safe_load(told.stdout.splitlines()[-1])
+        done = self.hosts.run("head", str(Path.home() / "ovr-ray/.venv/bin/python"), "-c", code)
+        return yaml.safe_load(done.stdout.splitlines()[-1])
 
     def runs_ray(self, host: str) -> bool:
-        """Whether a host has a raylet."""
+        """Return whether a raylet runs on a host."""
         return "raylet" in self.hosts.run(host, "ps", "-eo", "args").stdout
 
     def wait_for(self, happened: Callable[[], bool], what: str) -> None:
-        """Look every two seconds; tells the time, for the timeline in docs/clusters.md."""
+        """Check every two seconds; print the time when it has happened, for the timeline in docs/clusters.md."""
         end = time.monotonic() + PATIENCE
         while not happened():
             assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
             time.sleep(2)
-        self.tell(what)
+        self.print(what)
 
-    def tell(self, what: str) -> None:
-        """A line of the timeline."""
+    def print(self, what: str) -> None:
+        """Print a line of the timeline."""
         print(f"{time.monotonic() - self.begin:5.0f} s  {what}", flush=True)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`ray up` of jobs/clusters/onprem.yaml on a head and two workers with a declared GPU each; `ray down`."""
+    """`ray up` of jobs/clusters/onprem.yaml on a head and two workers with a declared GPU each; `ray down` ends it."""
     if lacking := missing():
         packages = "apt-get install iproute2 openssh-server openssh-client rsync"
-        told = f"test hosts need {', '.join(lacking)}: as root, {packages}"
+        message = f"test hosts need {', '.join(lacking)}: as root, {packages}"
         if os.environ.get("CI"):
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(message)
+        pytest.skip(message)
     folder, shared = tmp_path_factory.mktemp("hosts"), tmp_path_factory.mktemp("shared")
     with Hosts(folder, workers=2, shared=[PROJECT, shared]) as hosts:
         made = Cluster(hosts, shared / "onprem.yaml", shared)
@@ -87,7 +87,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert made.laptop("ray", "get-auth-token", "--generate").returncode == 0
         up = made.laptop("ray", "up", "-y", str(made.config))
         assert up.returncode == 0, up.stdout
-        made.tell("ray up has returned")
+        made.print("ray up has returned")
         made.wait_for(lambda: made.nodes() == {"head": 0, "w1": 1, "w2": 1}, "both workers have joined")
         tunnel_command = hosts.command("laptop", "ray", "dashboard", str(made.config), folder=PROJECT)
         with (folder / "tunnel.log").open("w") as log:
@@ -98,12 +98,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         tunnel.kill()
         tunnel.wait(30)
         assert down.returncode == 0, down.stdout
-        made.tell("ray down has returned")
+        made.print("ray down has returned")
         assert not made.runs_ray("head")
 
 
 def filled_in(hosts: Hosts) -> dict[str, Any]:
-    """jobs/clusters/onprem.yaml with what a person fills in, and sizes that fit this machine."""
+    """Return jobs/clusters/onprem.yaml with the fields that a user fills in, and sizes that fit this machine."""
     config = yaml.safe_load((PROJECT / "jobs" / "clusters" / "onprem.yaml").read_text())
     addresses = [hosts.addresses[name] for name in hosts.workers]
     config["provider"] |= {"head_ip": hosts.addresses["head"], "worker_ips": addresses}

@@ -1,8 +1,8 @@
-"""Throwaway machines on this one, so that `ray up` runs for real, over real ssh.
+"""Temporary hosts on this machine, so that `ray up` really runs, over real ssh.
 
-Each host has network, pid, mount, uts and ipc namespaces of its own: an address on a bridge that leads nowhere else,
-processes that no other host sees (``ray up`` runs ``ray stop``, which ends every Ray it can see), a home, a /tmp and
-a Python environment that it may change. All other files are shared, as over NFS.
+Each host has network, pid, mount, uts and ipc namespaces of its own: an address on a bridge without a way out, processes
+that no other host sees (``ray up`` runs ``ray stop``, which ends every Ray that it sees), a home, a /tmp and a Python
+environment that it may change. All other files are shared, as over NFS.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ export PIP_NO_INDEX=1 PIP_NO_BUILD_ISOLATION=0  # no registry is reached from he
 
 
 def missing() -> list[str]:
-    """What this machine lacks for making hosts."""
+    """Return what this machine lacks for such hosts."""
     lacking = [] if os.geteuid() == 0 else ["root"]
     return lacking + [program for program in NEEDED if not shutil.which(program)]
 
 
 class Hosts:
-    """A laptop, a head and workers.
+    """A laptop, a head and workers, which run within a ``with`` block.
 
     Parameters
     ----------
     folder : Path
-        Gets their disks.
+        The folder of their disks.
     workers : int
     shared : list of Path
-        Folders that all hosts see, at the same place.
+        Folders that all hosts see, at the same path.
     """
 
     def __init__(self, folder: Path, workers: int, shared: list[Path]) -> None:
@@ -78,8 +78,8 @@ class Hosts:
             self._furnish(folder / name, venv)
 
     def _furnish(self, disk: Path, venv: Path) -> None:
-        for part in ("venv", "work", "tmp", "home/ovr-ray/.venv", "home/.ssh"):
-            (disk / part).mkdir(parents=True)
+        for name in ("venv", "work", "tmp", "home/ovr-ray/.venv", "home/.ssh"):
+            (disk / name).mkdir(parents=True)
         (disk / "tmp").chmod(0o1777)
         (disk / "home" / ".ssh").chmod(0o700)
         key = "id_ed25519" if disk.name == "laptop" else "authorized_keys"
@@ -117,7 +117,7 @@ class Hosts:
                 _run("ip", "netns", "del", self._namespace(name))
 
     def boot(self, name: str) -> None:
-        """Switch a host on."""
+        """Start a host."""
         die_with_us = ["setpriv", "--pdeathsig", "KILL"]
         inside = ["ip", "netns", "exec", self._namespace(name), "nice", "-n", "5"]
         alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--uts", "--ipc"]
@@ -131,14 +131,14 @@ class Hosts:
             raise AssertionError(f"{name} did not start: {(self.folder / name / 'boot.log').read_text()}")
 
     def crash(self, name: str) -> None:
-        """SIGKILL everything that runs on a host, as when its power goes; its network stays."""
+        """SIGKILL everything that runs on a host, as a power cut does; its network stays."""
         first = self._first[name]
         if first.poll() is None:
             first.kill()  # --kill-child: process 1 of its pid namespace goes too, and the kernel ends the rest
             first.wait(30)
 
     def command(self, name: str, *command: str, folder: Path | None = None, **environment: str) -> list[str]:
-        """What runs this command on a host, in a login shell, as ssh would."""
+        """Return the command that runs a command on a host, in a login shell, as ssh does."""
         enter = ["nsenter", "-t", str(_child(self._first[name].pid)), "--mount", "--uts", "--ipc", "--net", "--pid"]
         clean = ["env", "-i", f"HOME={Path.home()}", "USER=root", "LANG=C.UTF-8", "COLUMNS=100", "TERM=dumb"]
         set_here = " ".join(f"export {key}={value};" for key, value in environment.items())
@@ -146,17 +146,28 @@ class Hosts:
         return [*enter, *clean, *shell]
 
     def start(self, name: str, *command: str, folder: Path | None = None) -> subprocess.Popen[str]:
-        """Start a command on a host, stderr within stdout."""
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(self.command(name, *command, folder=folder), **how)  # type: ignore[call-overload,no-any-return]
+        """Start a command on a host; its stderr goes into its stdout."""
+        return subprocess.Popen(
+            self.command(name, *command, folder=folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(
         self, name: str, *command: str, folder: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host, stderr within stdout."""
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": PATIENCE}
-        full = self.command(name, *command, folder=folder, **environment)
-        return subprocess.run(full, stdin=subprocess.DEVNULL, check=False, **how)  # type: ignore[call-overload,no-any-return]
+        """Run a command on a host; its stderr goes into its stdout."""
+        return subprocess.run(
+            self.command(name, *command, folder=folder, **environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
 
     def _namespace(self, name: str) -> str:
         return f"ovr{os.getpid()}-{name}"

@@ -1,4 +1,4 @@
-"""Ray's real autoscaler, with nodes that are further processes on this machine: GPUs from zero, asked for at once."""
+"""Ray's real autoscaler, with nodes that are processes on this machine: it starts without GPUs, and adds all at once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,23 @@ NODE_TYPES = {
     "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
     "gpu": {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
 }
-EMPTY_LISTS = ("cluster_synced_files", "initialization_commands", "setup_commands", "rsync_exclude", "rsync_filter")
-EMPTY_LISTS += ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+EMPTY_LISTS = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "rsync_exclude",
+    "rsync_filter",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+"""Fields of a cluster's file that are empty here."""
 
 
 @pytest.fixture
 def scaling() -> Iterator[tuple[str, Path]]:
-    """Address and folder of a head without GPUs that starts nodes with GPUs on demand; ended by its pid."""
+    """The address and folder of a head without GPUs that starts nodes with GPUs on demand."""
     address = f"{socket.gethostbyname(socket.gethostname())}:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -56,7 +66,7 @@ def scaling() -> Iterator[tuple[str, Path]]:
         ports = [f"--{what}={free_port()}" for what in ("dashboard-agent-listen-port", "ray-client-server-port")]
         size = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=200000000", "--disable-usage-stats"]
         where = [f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}", "--include-dashboard=false", *ports]
-        command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", *where, *size]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", *where, *size]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
         with (folder / "head.log").open("w") as log:
             head = subprocess.Popen(
@@ -71,7 +81,7 @@ def scaling() -> Iterator[tuple[str, Path]]:
             end(head)
 
 
-def test_gpu_nodes_for_all_trials_that_can_run_are_asked_for_at_once(
+def test_gpu_nodes_for_all_concurrent_trials_are_requested_at_once(
     scaling: tuple[str, Path], cells: Path, tmp_path: Path
 ) -> None:
     address, folder = scaling
@@ -88,4 +98,4 @@ def test_gpu_nodes_for_all_trials_that_can_run_are_asked_for_at_once(
     assert searched.returncode == 0, searched.stdout + searched.stderr
     assert "Waiting for nodes with 1 CPU, 1 GPU, for 3 trials" in searched.stdout
     assert "Adding 3 node(s) of type gpu" in (folder / "session_latest" / "logs" / "monitor.log").read_text()
-    assert len(list(RunFolder.open(tmp_path / "tiny").trials())) == 6
+    assert len(RunFolder.open(tmp_path / "tiny").trials()) == 6

@@ -1,4 +1,4 @@
-"""cluster.yaml, started by Ray's real AWS code on an AWS that runs in this process."""
+"""cluster.yaml, started by Ray's real AWS code on a simulated AWS in this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HERE = "203.0.113.7/32"
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty AWS account, prepared by jobs/clusters/aws.py; keys go into a home of the test's."""
+    """An empty AWS account that jobs/clusters/aws.py has prepared; keys are written to a home of the test's own."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
@@ -36,6 +36,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def bootstrapped(account: None) -> dict[str, Any]:
+    """cluster.yaml as Ray's AWS code completes it."""
     from ray.autoscaler._private import commands
 
     return commands._bootstrap_config(yaml.safe_load(yaml.safe_dump(CONFIG)), no_config_cache=True)
@@ -64,7 +65,7 @@ def test_every_node_type_starts_with_a_profile_that_may_use_the_bucket(bootstrap
         assert {"s3:PutObject", "s3:GetObject"} <= actions(role)["arn:aws:s3:::my-bucket/*"]
 
 
-def test_the_head_may_hand_workers_their_role_and_no_other(account: None) -> None:
+def test_the_head_may_give_workers_their_role_and_no_other(account: None) -> None:
     worker = boto3.client("iam").get_role(RoleName="ovr-ray-worker")["Role"]["Arn"]
     allowed = actions("ovr-ray-head")
     assert [resource for resource, may in allowed.items() if "iam:PassRole" in may] == [worker]
@@ -72,11 +73,11 @@ def test_the_head_may_hand_workers_their_role_and_no_other(account: None) -> Non
     assert not any("ec2:" in action for may in actions("ovr-ray-worker").values() for action in may)
 
 
-def test_the_only_door_to_the_world_is_ssh_from_the_given_address(bootstrapped: dict[str, Any]) -> None:
+def test_the_only_open_port_is_ssh_from_the_given_address(bootstrapped: dict[str, Any]) -> None:
     node_types = bootstrapped["available_node_types"].values()
     (group,) = {group for node_type in node_types for group in node_type["node_config"]["SecurityGroupIds"]}
     named = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["GroupName"]
-    assert (named, doors()) == ("ovr-ray", {(22, 22, HERE)})
+    assert (named, open_ports()) == ("ovr-ray", {(22, 22, HERE)})
     assert "--dashboard-host=127.0.0.1" in CONFIG["head_start_ray_commands"][-1]
 
 
@@ -84,7 +85,7 @@ def test_preparing_an_account_again_adds_a_bucket_and_moves_ssh_to_another_addre
     aws.prepare("my-other-bucket", "198.51.100.9/32", REGION)
     for role in ("ovr-ray-head", "ovr-ray-worker"):
         assert {"arn:aws:s3:::my-bucket/*", "arn:aws:s3:::my-other-bucket/*"} <= actions(role).keys()
-    assert doors() == {(22, 22, "198.51.100.9/32")}
+    assert open_ports() == {(22, 22, "198.51.100.9/32")}
 
 
 def test_every_network_of_the_region_has_the_group(account: None) -> None:
@@ -92,11 +93,11 @@ def test_every_network_of_the_region_has_the_group(account: None) -> None:
     aws.prepare("my-bucket", HERE, REGION)
     groups = boto3.client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["ovr-ray"]}])
     assert len({group["VpcId"] for group in groups["SecurityGroups"]}) == 2
-    assert doors() == {(22, 22, HERE)}
+    assert open_ports() == {(22, 22, HERE)}
 
 
-def doors() -> set[tuple[int, int, str]]:
-    """Ports and addresses that any group of ours lets in."""
+def open_ports() -> set[tuple[int, int, str]]:
+    """Return the ports that our security groups open, as first port, last port and addresses."""
     named = [{"Name": "group-name", "Values": ["ovr-ray"]}]
     groups = boto3.client("ec2").describe_security_groups(Filters=named)["SecurityGroups"]
     rules = [rule for group in groups for rule in group["IpPermissions"]]
@@ -104,7 +105,7 @@ def doors() -> set[tuple[int, int, str]]:
     return {(rule["FromPort"], rule["ToPort"], span["CidrIp"]) for rule in rules for span in rule["IpRanges"]}
 
 
-def test_what_aws_refuses_is_told_without_a_trace(
+def test_a_refusal_of_aws_is_reported_without_a_stack_trace(
     account: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["aws.py", "no", "--ssh-from", HERE])
@@ -113,7 +114,7 @@ def test_what_aws_refuses_is_told_without_a_trace(
 
 
 @pytest.mark.parametrize(("lacking", "chosen"), [([], "gpu_worker"), (["gpu_worker"], "gpu_fallback")])
-def test_spot_machines_are_asked_for_first_all_at_once_and_others_where_there_are_none(
+def test_spot_machines_are_requested_first_all_at_once_and_others_if_there_are_none(
     lacking: list[str], chosen: str
 ) -> None:
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
@@ -134,7 +135,7 @@ def test_spot_machines_are_asked_for_first_all_at_once_and_others_where_there_ar
     assert {launch.instance_type: launch.count for launch in launched if launch.instance_type != "head"} == {chosen: 8}
 
 
-def test_its_image_and_setup_are_those_of_the_lock() -> None:
+def test_image_and_setup_are_those_of_the_lock() -> None:
     locked = dict(re.findall(r"^(\S+)==(\S+)$", (PROJECT / "constraints.txt").read_text(), re.MULTILINE))
     ray, minor = re.fullmatch(r"rayproject/ray:([\d.]+)-py3(\d+)-gpu", CONFIG["docker"]["image"]).groups()  # type: ignore[union-attr]
     assert ray == locked["ray"]
@@ -153,7 +154,7 @@ def test_every_cluster_file_asks_for_the_token_and_passes_rays_validator() -> No
 
 
 def actions(role: str) -> dict[str, set[str]]:
-    """Resource -> what the role may do with it."""
+    """Return the actions that a role may take, by resource."""
     iam = boto3.client("iam")
     allowed: dict[str, set[str]] = {}
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:

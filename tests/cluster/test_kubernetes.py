@@ -54,11 +54,11 @@ FIELDS = {
         },
     },
 }
-"""Of KubeRay's RayJob (ray.io/v1, 1.5) and of Kubernetes' pods: what a manifest of ours may use."""
+"""The fields of KubeRay's RayJob (ray.io/v1, 1.5) and of Kubernetes' pods that our manifest may use."""
 
 
 def unknown(value: Any, fields: dict[str, Any] | None, path: str = "") -> list[str]:
-    """Paths of fields that are not among the known ones."""
+    """Return the paths of fields that are not among the known ones."""
     if isinstance(value, list):
         return [fault for i, entry in enumerate(value) for fault in unknown(entry, fields, f"{path}[{i}]")]
     if not isinstance(value, dict) or not fields:
@@ -85,7 +85,7 @@ def test_a_misspelt_field_is_found(path: list[str]) -> None:
     assert unknown(changed, FIELDS) == [f".{'.'.join(path)}.entryPoint"]
 
 
-def test_its_recipe_is_one_and_asks_for_what_a_gpu_pod_has() -> None:
+def test_the_recipe_is_valid_and_asks_for_what_a_gpu_pod_has() -> None:
     recipe = parse(yaml.safe_load(RECIPE["data"]["recipe.yaml"]), "rayjob.yaml")
     assert recipe.relative_fields() == []
     (group,) = JOB["spec"]["rayClusterSpec"]["workerGroupSpecs"]

@@ -1,4 +1,4 @@
-"""From a laptop to a cluster and back: `ray up`, jobs, a worker lost mid-search, `ray down`."""
+"""A cluster, used from a laptop: `ray up`, jobs, the loss of a worker during a search, `ray down`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from data.elpv import prepare
-from ovr_ray.runs import RunFolder
+from ovr_ray.runs import RunFolder, Status
 from tests.cluster.conftest import Cluster
 from tests.support import PATIENCE
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 @pytest.fixture(scope="module")
 def quickstart(cluster: Cluster) -> list[str]:
-    """The quickstart's job on shared folders, fewer images and epochs, more trials, two a GPU."""
+    """The arguments of the quickstart's job: shared folders, fewer images and epochs, more trials, two per GPU."""
     spec = importlib.util.find_spec("elpv_dataset")
     assert spec is not None
     assert spec.origin is not None
@@ -39,7 +39,7 @@ def quickstart(cluster: Cluster) -> list[str]:
     return ["jobs/recipes/quickstart.yaml", *(f"--set={key}={value}" for key, value in sets.items())]
 
 
-def test_nobody_without_the_token_can_submit_a_job(cluster: Cluster) -> None:
+def test_without_the_token_nobody_can_submit_a_job(cluster: Cluster) -> None:
     without = cluster.submit("python", "-c", "1", RAY_AUTH_MODE="disabled")
     assert without.returncode != 0
     assert "401" in without.stdout or "Unauthorized" in without.stdout, without.stdout
@@ -48,7 +48,9 @@ def test_nobody_without_the_token_can_submit_a_job(cluster: Cluster) -> None:
     assert "403" in wrong.stdout or "Forbidden" in wrong.stdout, wrong.stdout
 
 
-def test_storage_that_a_worker_does_not_see_is_refused_with_its_name(cluster: Cluster, quickstart: list[str]) -> None:
+def test_storage_that_a_worker_does_not_see_is_refused_and_the_worker_is_named(
+    cluster: Cluster, quickstart: list[str]
+) -> None:
     refused = cluster.submit("python", "jobs/tune.py", *quickstart, "--set=storage=/tmp/on-this-host-alone")
     assert refused.returncode != 0
     assert "storage: nodes w1 (10.77.0.11), w2 (10.77.0.12) do not see" in refused.stdout, refused.stdout
@@ -57,7 +59,7 @@ def test_storage_that_a_worker_does_not_see_is_refused_with_its_name(cluster: Cl
 
 def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluster, quickstart: list[str]) -> None:
     running = cluster.start_job("python", "jobs/tune.py", *quickstart)
-    cluster.tell("ray job submit of the quickstart")
+    cluster.print("ray job submit of the quickstart")
 
     def wait_for_epochs(hosts: set[str], tasks: set[str], what: str, since: float = 0) -> None:
         def happened() -> bool:
@@ -70,21 +72,22 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
     wait_for_epochs({"w1", "w2"}, set(), "both workers train")
     cluster.hosts.crash("w1")
     crashed = time.time()
-    cluster.tell("every process of w1 has been killed")
+    cluster.print("every process of w1 has been killed")
     wait_for_epochs({"w2"}, TASKS, "w2 has trained both tasks", crashed)
     cluster.hosts.boot("w1")
     booted = time.time()
-    cluster.tell("w1 is switched on again")
+    cluster.print("w1 is started again")
     wait_for_epochs({"w1"}, TASKS, "w1 is back and has trained both tasks", booted)
-    told = running.communicate(timeout=2 * PATIENCE)[0]  # the rest of a search on three hosts that share two cores
-    assert running.returncode == 0, told
-    cluster.tell("the search has ended")
+    log = running.communicate(timeout=2 * PATIENCE)[0]  # the rest of a search on three hosts that share two cores
+    assert running.returncode == 0, log
+    cluster.print("the search has ended")
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")
-    records = [trial.record() for trial in run.trials()]
-    assert [record["task"] for record in records] == ["defective"] * 18 + ["monocrystalline"] * 18
-    assert {record["status"] for record in records} <= {"finished", "stopped"}
-    for trial in run.trials():
-        assert trial.epochs().epoch.tolist() == list(range(1, len(trial.epochs()) + 1))
+    trials = run.trials()
+    assert [trial.record.task for trial in trials] == ["defective"] * 18 + ["monocrystalline"] * 18
+    assert {trial.record.status for trial in trials} <= {Status.FINISHED, Status.STOPPED}
+    for trial in trials:
+        epochs = trial.folder.epochs().epoch.tolist()
+        assert epochs == list(range(1, len(epochs) + 1))
 
 
 @pytest.mark.long
@@ -93,12 +96,12 @@ def test_combine_and_evaluate_run_as_jobs(cluster: Cluster) -> None:
     for job in ("combine", "evaluate"):
         done = cluster.submit("python", f"jobs/{job}.py", str(run.path))
         assert done.returncode == 0, done.stdout
-        cluster.tell(f"{job} has ended")
+        cluster.print(f"{job} has ended")
     assert set(json.loads((run.path / "metrics.json").read_text())["tasks"]) == TASKS
 
 
 def epochs_of(cluster: Cluster, since: float) -> pd.DataFrame:
-    """Task and host of the epochs that Tune has recorded since then."""
+    """Return task and host of the epochs that Tune has recorded since then."""
     files = (cluster.shared / "runs" / "quickstart" / "trials").glob("*/result.json")
     results = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
     seen = [(r["config"]["task"], r["hostname"]) for r in results if r["timestamp"] > since]

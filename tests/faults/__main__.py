@@ -1,4 +1,7 @@
-"""``python -m tests.faults [--kills 20] [--seed 0]``: the long form; prints the table of docs/reliability.md."""
+"""The long form of the fault injection: ``python -m tests.faults [--kills 20] [--seed 0]``.
+
+It prints the table of docs/reliability.md.
+"""
 
 from __future__ import annotations
 
@@ -8,94 +11,94 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.harness import Hunt, Sabotage, Victim, cluster, compare, recipe, shoot_nodes
+from tests.faults.harness import PROJECT, DisturbedSearch, Killed, Safeguard, cluster, compare, kill_nodes, recipe
 
-PROJECT = Path(__file__).parents[2]
+DATA = PROJECT / "data" / "elpv"
 SEARCHES = (("random", "none"), ("tpe", "asha"))
-SABOTAGED: dict[Sabotage, tuple[Victim, tuple[str, str]]] = {
+"""Searcher and scheduler of each search."""
+
+WITHOUT: dict[Safeguard, tuple[Killed, tuple[str, str]]] = {
     "optimizer": ("worker", SEARCHES[0]),
     "rungs": ("driver", SEARCHES[1]),
 }
-"""Who is shot in which search, so that the safeguard which was taken away is missed."""
+"""Safeguard -> what is killed, and in which search, so that its absence is noticed."""
+
 PER_SEARCH = 10
-"""Kills of one search; the next ones are of a new one."""
+"""Most kills of one search; further ones are made in a new search."""
 
 
 def main() -> None:
-    """Command line."""
+    """Kill, compare, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="of each kind [20]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--victims", nargs="*", default=["worker", "driver", "node"])
-    parser.add_argument("--sabotages", nargs="*", default=["optimizer", "rungs"])
+    parser.add_argument("--killed", nargs="*", default=["worker", "driver", "node"])
+    parser.add_argument("--without", nargs="*", default=["optimizer", "rungs"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovr-faults-") as folder:
-        gallery = Gallery(Path(folder), given.seed)
+        table = FaultTable(Path(folder), given.seed)
         for searcher, scheduler in SEARCHES:
-            for victim in given.victims:
-                gallery.shoot(victim, searcher, scheduler, given.kills // len(SEARCHES))
-        for sabotage in given.sabotages:
-            victim, search = SABOTAGED[sabotage]
-            gallery.shoot(victim, *search, 5, sabotage)
+            for killed in given.killed:
+                table.add(killed, searcher, scheduler, given.kills // len(SEARCHES))
+        for safeguard in given.without:
+            killed, search = WITHOUT[safeguard]
+            table.add(killed, *search, 5, safeguard)
 
 
-class Gallery:
-    """Shoots at searches and prints a row each."""
+class FaultTable:
+    """Disturbs searches, and prints a row for each combination."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._rng = folder, random.Random(seed)
-        self._undisturbed: dict[tuple[str, str], Hunt] = {}
+        self._undisturbed: dict[tuple[str, str], DisturbedSearch] = {}
         self._has_header = False
 
-    def shoot(
-        self, victim: Victim, searcher: str, scheduler: str, kills: int, sabotage: Sabotage | None = None
-    ) -> None:
-        """Until so many have fallen; one row."""
+    def add(self, killed: Killed, searcher: str, scheduler: str, kills: int, without: Safeguard | None = None) -> None:
+        """Kill processes of searches this many times in all, and print one row."""
         expected = self._expected(searcher, scheduler)
-        fallen, sessions, wrong = 0, 0, Counter[str]()
-        while fallen < kills:
-            name = f"{victim}-{searcher}-{scheduler}-{sabotage}-{self._rng.randrange(10**6)}"
-            hunt = Hunt(self._folder, recipe(DATA, self._folder, name, searcher, scheduler), self._rng, sabotage)
-            _shoot(hunt, victim, min(PER_SEARCH, kills - fallen))
-            fallen, sessions = fallen + len(hunt.shots), sessions + hunt.sessions
-            wrong.update(compare(expected.run, hunt))
-        self._tell(f"{searcher}, {scheduler}", victim, sabotage, fallen, sessions, wrong)
+        made, sessions, differences = 0, 0, Counter[str]()
+        while made < kills:
+            name = f"{killed}-{searcher}-{scheduler}-{without}-{self._rng.randrange(10**6)}"
+            plain = recipe(DATA, self._folder, name, searcher, scheduler)
+            search = DisturbedSearch(self._folder, plain, self._rng, without)
+            _disturb(search, killed, min(PER_SEARCH, kills - made))
+            made, sessions = made + len(search.kills), sessions + search.sessions
+            differences.update(compare(expected.run, search))
+        self._print(f"{searcher}, {scheduler}", killed, without, made, sessions, differences)
 
-    def _expected(self, searcher: str, scheduler: str) -> Hunt:
+    def _expected(self, searcher: str, scheduler: str) -> DisturbedSearch:
         if (searcher, scheduler) not in self._undisturbed:
-            name = f"undisturbed-{searcher}-{scheduler}"
-            hunt = Hunt(self._folder, recipe(DATA, self._folder, name, searcher, scheduler), self._rng)
-            hunt.undisturbed()
-            self._undisturbed[searcher, scheduler] = hunt
+            plain = recipe(DATA, self._folder, f"undisturbed-{searcher}-{scheduler}", searcher, scheduler)
+            search = DisturbedSearch(self._folder, plain, self._rng)
+            search.finish()
+            self._undisturbed[searcher, scheduler] = search
         return self._undisturbed[searcher, scheduler]
 
-    def _tell(
-        self, search: str, victim: str, sabotage: str | None, kills: int, sessions: int, wrong: Counter[str]
+    def _print(
+        self, search: str, killed: str, without: str | None, kills: int, sessions: int, differences: Counter[str]
     ) -> None:
         if not self._has_header:
-            print("| search | killed | without | kills | sessions |", " | ".join(wrong), "|")
-            print("|---" * (5 + len(wrong)) + "|")
+            print("| search | killed | without | kills | sessions |", " | ".join(differences), "|")
+            print("|---" * (5 + len(differences)) + "|")
             self._has_header = True
-        counts = " | ".join(map(str, wrong.values()))
-        print(f"| {search} | {victim} | {sabotage or ''} | {kills} | {sessions} | {counts} |", flush=True)
+        counts = " | ".join(map(str, differences.values()))
+        print(f"| {search} | {killed} | {without or ''} | {kills} | {sessions} | {counts} |", flush=True)
 
 
-def _shoot(hunt: Hunt, victim: Victim, kills: int) -> None:
-    if victim == "driver":
-        hunt.shoot_driver(kills, within=50 if hunt.sabotage else 25)  # later, when there are rungs to forget
-        hunt.undisturbed()
-    elif victim == "worker":
-        hunt.shoot_workers(kills, within=6)
+def _disturb(search: DisturbedSearch, killed: Killed, kills: int) -> None:
+    if killed == "driver":
+        search.kill_driver(kills, within=50 if search.without else 25)  # later, when there are rungs to lose
+        search.finish()
+    elif killed == "worker":
+        search.kill_workers(kills, within=6)
     else:
         with (
             tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder,
             cluster(Path(folder)) as nodes,
         ):
-            hunt.address = nodes.address
-            shoot_nodes(hunt, nodes, kills, within=8)
+            search.address = nodes.address
+            kill_nodes(search, nodes, kills, within=8)
 
-
-DATA = PROJECT / "data" / "elpv"
 
 if __name__ == "__main__":
     main()

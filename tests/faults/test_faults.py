@@ -1,4 +1,4 @@
-"""The short form of ``python -m tests.faults``: a few shots, and the proof that they would be felt."""
+"""The short form of ``python -m tests.faults``: a few kills, and the proof that their effects would be noticed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from data.elpv import prepare
-from tests.faults.harness import Hunt, compare, recipe
+from tests.faults.harness import PROJECT, SAFEGUARDS, DisturbedSearch, Safeguard, code_without, compare, recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+long_timeout = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real images."""
+    """A folder with real images."""
     spec = find_spec("elpv_dataset")
     assert spec is not None
     assert spec.origin is not None
@@ -26,28 +26,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Hunt:
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DisturbedSearch:
+    """A finished search in which nothing was killed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    hunt = Hunt(folder, recipe(data, folder, "undisturbed", "tpe", "asha", trials=3), random.Random(0))
-    hunt.undisturbed()
-    return hunt
+    plain = recipe(data, folder, "undisturbed", "tpe", "asha", trials=3)
+    search = DisturbedSearch(folder, plain, random.Random(0))
+    search.finish()
+    return search
 
 
-def test_a_search_whose_driver_and_workers_are_shot_is_the_undisturbed_search(
-    undisturbed: Hunt, data: Path, tmp_path: Path
+@pytest.mark.slow
+@long_timeout
+def test_a_search_whose_driver_and_workers_are_killed_ends_as_the_undisturbed_search(
+    undisturbed: DisturbedSearch, data: Path, tmp_path: Path
 ) -> None:
-    hunt = Hunt(tmp_path, recipe(data, tmp_path, "shot", "tpe", "asha", trials=3), random.Random(1))
-    hunt.shoot_driver(2, within=25)
-    hunt.shoot_workers(2, within=6)
-    assert len(hunt.shots) == 4
-    wrong = compare(undisturbed.run, hunt)
-    assert set(wrong.values()) == {0}, wrong
+    search = DisturbedSearch(tmp_path, recipe(data, tmp_path, "killed", "tpe", "asha", trials=3), random.Random(1))
+    search.kill_driver(2, within=25)
+    search.kill_workers(2, within=6)
+    assert len(search.kills) == 4
+    differences = compare(undisturbed.run, search)
+    assert set(differences.values()) == {0}, differences
 
 
+@pytest.mark.slow
 @pytest.mark.long
-def test_a_safeguard_that_is_missing_is_felt(undisturbed: Hunt, data: Path, tmp_path: Path) -> None:
-    hunt = Hunt(
-        tmp_path, recipe(data, tmp_path, "sabotaged", "tpe", "asha", trials=3), random.Random(2), sabotage="optimizer"
-    )
-    hunt.shoot_workers(3, within=4, in_its_stride=True)
-    assert compare(undisturbed.run, hunt)["other epochs"] > 0
+@long_timeout
+def test_the_comparison_fails_without_a_safeguard(undisturbed: DisturbedSearch, data: Path, tmp_path: Path) -> None:
+    plain = recipe(data, tmp_path, "without", "tpe", "asha", trials=3)
+    search = DisturbedSearch(tmp_path, plain, random.Random(2), without="optimizer")
+    search.kill_workers(3, within=4, after_a_checkpoint=True)
+    assert compare(undisturbed.run, search)["other epochs"] > 0
+
+
+@pytest.mark.parametrize("safeguard", SAFEGUARDS)
+def test_the_copy_without_a_safeguard_lacks_that_line_and_nothing_else(safeguard: Safeguard, tmp_path: Path) -> None:
+    name, line = SAFEGUARDS[safeguard]
+    package = code_without(safeguard, tmp_path) / "ovr_ray"
+    originals = {file.relative_to(PROJECT / "ovr_ray"): file for file in (PROJECT / "ovr_ray").rglob("*.py")}
+    assert {file.relative_to(package) for file in package.rglob("*.py")} == originals.keys()
+    changed = [file for file, original in originals.items() if (package / file).read_text() != original.read_text()]
+    assert changed == [Path(name)]
+    before, after = originals[Path(name)].read_text(), (package / name).read_text()
+    assert after == before.replace(line, "")
+    compile(after, name, "exec")

@@ -62,7 +62,7 @@ def test_the_joint_model_says_what_it_was_made_with(finished: RunFolder) -> None
     _, metadata = load_torchscript(finished.joint_model.read_bytes())
     assert metadata.versions["torch"] == torch.__version__.partition("+")[0]
     assert metadata.data_fingerprint == finished.made_with().data_fingerprint != ""
-    assert metadata.recipe == finished.recipe().dump()
+    assert metadata.recipe | {"storage": ""} == finished.recipe().dump() | {"storage": ""}  # the fixture copied the run
     assert metadata.trained_on == ("train",)
     assert metadata.refinement == {}
     for task, winner in finished.winners().items():
@@ -71,13 +71,12 @@ def test_the_joint_model_says_what_it_was_made_with(finished: RunFolder) -> None
     assert metadata.thresholds == [winner.threshold for winner in finished.winners().values()]
 
 
-def test_winners_are_picked_by_hand(run: RunFolder) -> None:
+def test_a_winner_is_picked_by_hand(run: RunFolder) -> None:
     other = list(run.trial("crack", 1).checkpoints())[-1]
     epoch = int(other.name[-4:])
-    for pick in ("1", "crack-0001", f"crack-0001@{epoch}", str(other)):
-        model = ovr_ray.combine(run, {"crack": pick})
-        assert model.metadata.winners["crack"].startswith("crack-0001")
-    assert run.winners()["crack"].epoch == epoch
+    model = ovr_ray.combine(run, {"crack": f"crack-0001@{epoch}"})
+    assert model.metadata.winners["crack"] == f"crack-0001, epoch {epoch}"
+    assert run.winners()["crack"].checkpoint == str(other.relative_to(run.path))
 
 
 def test_one_task_can_be_combined_alone(run: RunFolder) -> None:
@@ -102,7 +101,7 @@ def test_without_its_validation_images_a_run_is_not_combined(run: RunFolder, cel
 
 
 def best_f1(run: RunFolder, task: str) -> float:
-    """Compute the winner's F1 on validation here: a hardly trained network's depends on the last digits of its logits."""
+    """Compute the winner's F1 again: a hardly trained network's F1 depends on the last digits of its logits."""
     recipe, split, winner = run.recipe(), run.split(), read_winners(run)[task]
     names = split.filename[split.part == "val"]
     labels = read_labels(recipe.data, recipe.tasks, with_split=False).named(names).labels[task].to_numpy()

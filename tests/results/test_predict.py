@@ -1,187 +1,178 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from typer.testing import CliRunner
+from upath import UPath
 
 import ovr_ray
 from ovr_ray import cluster
-from ovr_ray.commands.cli import app
+from ovr_ray.cluster import Share
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
-from ovr_ray.joint import load_torchscript
-from ovr_ray.results.predict import Model, in_turn
+from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
+from ovr_ray.recipe import Recipe
+from ovr_ray.results import SavedModel, find_images
+from ovr_ray.results.predict import in_turn
 from ovr_ray.runs import RunFolder
+from tests.support import BACKBONE, joint_metadata, random_images, random_sub_model
 
 
-@pytest.fixture(scope="module")
-def undisturbed(finished: RunFolder, cells: Path) -> pd.DataFrame:
-    """One table of all cells, as a label file names them."""
-    return ovr_ray.predict(finished, [str(cells / "data.csv")])
+def test_a_saved_model_is_opened_by_its_file_or_by_its_run(finished: RunFolder, tmp_path: Path) -> None:
+    of_run = SavedModel(str(finished.path))
+    assert of_run.file == finished.joint_model
+    assert of_run.digest == hashlib.sha256(finished.joint_model.read_bytes()).hexdigest()
+    assert of_run.run == finished
+    assert of_run.recipe().name == "tiny"
+    shutil.copy(str(finished.joint_model), tmp_path / "copied.pt")
+    copied = SavedModel(str(tmp_path / "copied.pt"))
+    assert copied.run is None
+    assert (copied.digest, copied.metadata) == (of_run.digest, of_run.metadata)
 
 
-def concatenated(folder: Path) -> pd.DataFrame:
-    return pd.concat(map(pd.read_parquet, sorted(folder.glob("part-*.parquet"))), ignore_index=True)
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such model"):
+        ovr_ray.predict(tmp_path / "joint.pt", ["."])
+    with pytest.raises(BadInput, match="no such model"):
+        ovr_ray.predict(tmp_path, ["."])
 
 
-def assert_alike(table: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Batches of other sizes are added up in another order."""
-    pd.testing.assert_frame_equal(table, other, check_dtype=False, atol=1e-6)
+def test_a_run_that_was_not_combined_has_no_model_yet(make_recipe: Callable[..., Recipe]) -> None:
+    run = RunFolder.of(make_recipe())
+    run.begin(make_recipe(), "fingerprint", pd.DataFrame({"filename": [], "part": []}))
+    with pytest.raises(BadInput, match=r"this run has no joint\.pt yet\n    -> ovr-ray combine"):
+        SavedModel(str(run.path))
 
 
-def test_a_table_names_images_below_its_folder(undisturbed: pd.DataFrame, cells: Path) -> None:
-    assert undisturbed.filename.tolist() == pd.read_csv(cells / "data.csv", sep=";").filename.tolist()
-    assert (undisturbed.error == "").all()
+def test_a_file_that_is_no_joint_model_is_refused(cells: Path) -> None:
+    with pytest.raises(BadInput, match="is not a joint model"):
+        SavedModel(str(cells / "data.csv"))
 
 
-def test_a_parquet_table_names_images_below_a_folder_or_from_the_root(
-    finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
+def test_what_cannot_be_found_is_named_all_at_once(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        find_images([str(tmp_path), "nowhere.png"], make_recipe())
+    assert f"{tmp_path}: no image in this folder" in str(caught.value)
+    assert "nowhere.png: no such file or folder" in str(caught.value)
+
+
+def test_folders_are_searched_with_their_subfolders(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("b/c/deep.PNG", "a.jpg", "b/notes.txt"):
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path)], make_recipe())
+    assert found.filename.tolist() == found.path.tolist() == [str(tmp_path / "a.jpg"), str(tmp_path / "b/c/deep.PNG")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_names_images_below_its_folder_below_another_or_from_the_root(
+    suffix: str, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    names = ["images/cell03.png", str(cells / "images/cell05.png"), "images/gone.png"]
-    pd.DataFrame({"id": [1, 2, 3], "filename": names}).to_parquet(tmp_path / "some.parquet")
-    table = ovr_ray.predict(finished, [str(tmp_path / "some.parquet")], str(cells))
-    assert table.filename.tolist() == names
-    assert table.error.tolist() == ["", "", "cannot be read: No such file or directory"]
-    assert table.crack_probability[:2].tolist() == pytest.approx(undisturbed.crack_probability[[3, 5]].tolist())
+    names, file = pd.DataFrame({"id": [1, 2], "filename": ["a.png", "/root/b.png"]}), tmp_path / f"names.{suffix}"
+    if suffix == "csv":
+        names.to_csv(file, sep=";", index=False)
+    else:
+        names.to_parquet(file)
+    beside = find_images([str(file)], make_recipe())
+    assert beside.filename.tolist() == ["a.png", "/root/b.png"]
+    assert beside.path.tolist() == [str(tmp_path / "a.png"), "/root/b.png"]
+    below = find_images([str(file)], make_recipe(), "s3://bucket/images")
+    assert below.path.tolist() == ["s3://bucket/images/a.png", "/root/b.png"]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("file;crack\na.png;1\n", "has no column 'filename'\n    -> its columns: file, crack"),
         ("filename;crack\na.png;1\n;0\n", "1 rows name no file, row 3 for one"),
         ("filename;filename\na.png;b.png\n", "has column 'filename' twice"),
     ],
 )
-def test_a_table_without_names_is_told(text: str, told: str, finished: RunFolder, tmp_path: Path) -> None:
+def test_a_table_without_names_is_refused(
+    text: str, message: str, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     (tmp_path / "names.csv").write_text(text)
     with pytest.raises(BadInput) as caught:
-        ovr_ray.predict(finished, [str(tmp_path / "names.csv")])
-    assert told in str(caught.value)
+        find_images([str(tmp_path / "names.csv")], make_recipe())
+    assert message in str(caught.value)
 
 
-def test_images_of_many_sizes_and_bad_ones_keep_their_places(finished: RunFolder, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(75):  # more than two batches
-        size = (30, 40) if number % 3 else (50, 50 + number)
-        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(tmp_path / f"{number:02d}.png")
-    (tmp_path / "40.png").write_text("not an image")
+def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFolder, cells: Path) -> None:
+    table = ovr_ray.predict(finished, [str(cells / "images")])
+    assert len(table) == 80
+    assert list(table) == ["filename", "crack_probability", "crack", "inactive_probability", "inactive", "error"]
+    joint, _ = load_torchscript(finished.joint_model.read_bytes())
+    files = [read_image(name, "gray") for name in table.filename]
+    expected = joint(torch.from_numpy(np.stack(files))).detach().numpy()
+    assert np.allclose(table[["crack_probability", "inactive_probability"]], expected, atol=1e-4)
+    assert table.crack.tolist() == (expected[:, 0] >= joint.thresholds[0].item()).astype(int).tolist()
+    by_label_file = ovr_ray.predict(finished, [str(cells / "data.csv")])
+    assert by_label_file.filename.tolist() == pd.read_csv(cells / "data.csv", sep=";").filename.tolist()
+    assert (by_label_file.error == "").all()
+    probabilities = by_label_file.set_index("filename").crack_probability
+    for name, probability in zip(table.filename, table.crack_probability, strict=True):
+        assert probabilities[Path(name).relative_to(cells).as_posix()] == pytest.approx(probability, abs=1e-6)
+
+
+def test_a_file_that_is_gone_is_a_row_with_the_reason(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    names = ["images/cell03.png", str(cells / "images/cell05.png"), "images/gone.png"]
+    pd.DataFrame({"id": [1, 2, 3], "filename": names}).to_parquet(tmp_path / "some.parquet")
+    table = ovr_ray.predict(finished, [str(tmp_path / "some.parquet")], str(cells))
+    assert table.filename.tolist() == names
+    assert table.error.tolist() == ["", "", "cannot be read: No such file or directory"]
+    assert table.crack_probability.notna().tolist() == [True, True, False]
+    assert table.crack.isna().tolist() == [False, False, True]
+
+
+def test_a_bad_image_is_a_row_with_the_reason(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    shutil.copy(cells / "images/cell01.png", tmp_path / "good one.png")
+    (tmp_path / "bad.png").write_text("not an image")
     table = ovr_ray.predict(finished, [str(tmp_path)])
-    assert table.index[table.error != ""].tolist() == [40]
-    joint, _ = load_torchscript((finished.path / "joint.pt").read_bytes())
-    for number in (0, 33, 39, 41, 74):
-        alone = joint(torch.from_numpy(read_image(table.filename[number], "gray"))[None])
-        assert table.crack_probability[number] == pytest.approx(alone[0, 0].item(), abs=1e-5)
+    assert table.filename.tolist() == [str(tmp_path / "bad.png"), str(tmp_path / "good one.png")]
+    assert str(table.error[0]).startswith("not an image")
+    assert table.error[1] == ""
+    assert table.crack.isna().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_parts_together_are_the_one_table(
-    form: str, finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
+def test_a_few_images_start_no_cluster_and_get_the_answers_that_a_cluster_gives(
+    finished: RunFolder, cells: Path
 ) -> None:
-    done = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
-    assert [file.name for file in done.files] == [f"part-0000{number}.{form}" for number in range(3)]
-    assert (done.images, done.unreadable, done.already) == (80, 0, 0)
-    if form == "csv":
-        tables = [pd.read_csv(file, sep=";", keep_default_na=False) for file in done.files]
-        assert_alike(pd.concat(tables, ignore_index=True), undisturbed)
-    else:
-        assert_alike(pd.read_parquet(tmp_path / "out"), undisturbed)  # the folder as it is
-    again = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
-    assert (again.images, again.already) == (0, 80)
-
-
-@pytest.fixture(scope="module")
-def parts(finished: RunFolder, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of parquet, 30 images a part."""
-    folder = tmp_path_factory.mktemp("parts")
-    ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(folder), part_size=30)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("form", "size", "names", "told"),
-    [
-        ("parquet", 40, "data.csv", "its parts differ in part_size: 30, and now 40"),
-        ("csv", 30, "data.csv", "its parts differ in format: parquet, and now csv"),
-        ("parquet", 30, "images/cell00.png", "how many images: 80, and now 1"),
-    ],
-)
-def test_parts_of_something_else_are_refused(
-    form: str, size: int, names: str, told: str, finished: RunFolder, cells: Path, parts: Path
-) -> None:
-    before = {file.name: file.read_bytes() for file in parts.iterdir()}
-    with pytest.raises(BadInput) as caught:
-        ovr_ray.predict_parts(finished, [str(cells / names)], str(parts), None, form, size)
-    assert {file.name: file.read_bytes() for file in parts.iterdir()} == before
-    assert told in str(caught.value)
-    assert "give another folder" in str(caught.value)
-
-
-def test_parts_of_unknown_origin_are_refused(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
-    (tmp_path / "part-00000.parquet").write_text("what is this")
-    with pytest.raises(BadInput, match="nobody knows the origin of"):
-        ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path))
-
-
-def test_the_command_line_writes_a_folder_of_parts(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
-    command = ["predict", str(finished.path), str(cells / "images"), "--output", str(tmp_path / "out")]
-    for told in ("80 images, in 1 parts", "0 images, 80 more were there, in 1 parts"):
-        assert told in CliRunner().invoke(app, [*command, "--format", "csv"]).stderr
-    assert len((tmp_path / "out/part-00000.csv").read_text().splitlines()) == 81
-
-
-def test_a_format_without_a_folder_is_told(finished: RunFolder) -> None:
-    with pytest.raises(BadInput, match="is for a folder of parts"):
-        CliRunner().invoke(app, ["predict", str(finished.path), "x.png", "--format", "csv"], catch_exceptions=False)
-
-
-IN_PARTS_OF_TWO = """
-import sys, ovr_ray
-ovr_ray.predict_parts(sys.argv[1], sys.argv[3:], sys.argv[2], part_size=2)
+    picture = str(cells / "images" / "cell00.png")
+    code = """
+import sys, ray, ovr_ray
+table = ovr_ray.predict(sys.argv[1], sys.argv[2:])
+print(ray.is_initialized(), table.to_json())
 """
-
-
-@pytest.mark.slow
-def test_a_killed_prediction_goes_on_where_it_was(
-    finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
-) -> None:
-    names = [str(cells / "data.csv")] * 2  # so many that a cluster is started
-    command = [sys.executable, "-c", IN_PARTS_OF_TWO, str(finished.path), str(tmp_path), *names]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (whole := list(tmp_path.glob("part-*"))):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait(30)
-    before = {file: file.stat().st_mtime_ns for file in whole}
-    time.sleep(2)  # Ray ends with its driver
-    count = len(list(tmp_path.glob("part-*")))
-    assert count < 80
-    done = ovr_ray.predict_parts(finished, names, str(tmp_path), part_size=2)
-    assert (done.images, done.already) == (160 - 2 * count, 2 * count)
-    assert {file: file.stat().st_mtime_ns for file in whole} == before
-    assert_alike(concatenated(tmp_path), pd.concat([undisturbed] * 2, ignore_index=True))
+    command = [sys.executable, "-c", code, str(finished.path), picture]
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    started, _, answer = printed.partition(" ")
+    by_workers = ovr_ray.predict(str(finished.path), [picture])
+    assert started == "False"
+    assert json.loads(answer)["crack_probability"]["0"] == pytest.approx(by_workers.crack_probability[0], abs=1e-5)
 
 
 def test_a_worker_gets_a_gpu_with_its_share_of_the_cpus(ray_session: None) -> None:
-    assert cluster.shares() == ({"CPU": 1, "GPU": 1}, 2)  # two CPUs and two GPUs are declared
+    assert cluster.prediction_share() == (Share(cpus=1, gpus=1), 2)  # two CPUs and two GPUs are declared
 
 
-def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(finished: RunFolder) -> None:
+def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
     def process(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
         return pd.DataFrame({"process": [os.getpid()]})
 
+    model = JointModel(["a"], [random_sub_model(BACKBONE, 64)], [0.5]).eval()
+    write_torchscript(model, UPath(tmp_path / "joint.pt"), joint_metadata("a"), list(random_images(count=1)))
     chunks = [pd.DataFrame({"filename": ["a.png"], "path": ["/a.png"]})] * 8
-    answers = dict(in_turn(Model(str(finished.path)), chunks, process))
+    answers = dict(in_turn(SavedModel(str(tmp_path / "joint.pt")), chunks, process))
     assert sorted(answers) == list(range(8))
     assert pd.concat(answers.values()).process.nunique() <= 2

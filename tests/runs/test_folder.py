@@ -1,35 +1,38 @@
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
 import ray
+from upath import UPath
 
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import Recipe
-from ovr_ray.runs import RunFolder
-from ovr_ray.storage import storage_errors, write_whole
+from ovr_ray.recipe import Config, Recipe
+from ovr_ray.runs import RunFolder, Status, TrialFolder, TrialRecord, metrics_beside, predictions_beside
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
+
+
+def record(task: str, number: int) -> TrialRecord:
+    return TrialRecord(task=task, number=number, status=Status.FINISHED, config=Config(lr=1e-3))
 
 
 @pytest.fixture
 def begun(make_recipe: Callable[..., Recipe]) -> RunFolder:
     run = RunFolder.of(make_recipe())
     run.begin(make_recipe(), "fingerprint", SPLIT)
-    run.trial("crack", 0).write_record({"task": "crack", "number": 0})
+    run.trial("crack", 0).write_record(record("crack", 0))
     return run
 
 
 def test_a_run_remembers_its_recipe_split_and_versions(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
     assert begun.recipe() == make_recipe()
     assert begun.split().equals(SPLIT)
-    assert {"torch", "ray"} < begun.made_with()["versions"].keys()
+    assert begun.made_with().data_fingerprint == "fingerprint"
+    assert {"torch", "ray"} < begun.made_with().versions.keys()
 
 
 def test_a_changed_recipe_under_the_same_name_is_refused_and_every_difference_shown(
@@ -52,9 +55,9 @@ def test_what_may_change_may_change(begun: RunFolder, make_recipe: Callable[...,
     assert begun.recipe() == changed
 
 
-def test_null_is_not_the_same_as_nothing(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
+def test_null_differs_from_an_absent_field(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
     task = make_recipe().dump()["tasks"]["crack"]
-    del task["default"]["weights"]  # was null, random; now torchvision's
+    del task["default"]["weights"]  # was null, which means random; now torchvision's
     with pytest.raises(BadInput, match=r"tasks\.crack\.default\.weights: was None .* 'absent' now"):
         begun.begin(
             make_recipe(tasks={"crack": task, "inactive": make_recipe().dump()["tasks"]["inactive"]}),
@@ -66,10 +69,10 @@ def test_null_is_not_the_same_as_nothing(begun: RunFolder, make_recipe: Callable
 def test_the_versions_are_those_that_the_search_began_with(
     begun: RunFolder, make_recipe: Callable[..., Recipe]
 ) -> None:
-    file = (begun.path / "recipe.yaml")
+    file = begun.path / "recipe.yaml"
     file.write_text(file.read_text().replace(f"ray: {ray.__version__}", "ray: 1.2.3"))
     begun.begin(make_recipe(), "fingerprint", SPLIT)
-    assert begun.made_with()["versions"]["ray"] == "1.2.3"
+    assert begun.made_with().versions["ray"] == "1.2.3"
 
 
 def test_changed_labels_are_refused(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
@@ -77,9 +80,12 @@ def test_changed_labels_are_refused(begun: RunFolder, make_recipe: Callable[...,
         begun.begin(make_recipe(), "another", SPLIT)
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path: object) -> None:
+def test_a_folder_without_a_recipe_is_not_a_run_folder(tmp_path: Path, begun: RunFolder) -> None:
     with pytest.raises(BadInput, match="is not a run folder"):
         RunFolder.open(str(tmp_path))
+    assert RunFolder.open(str(begun.path)).recipe() == begun.recipe()
+    assert RunFolder.around(begun.joint_model) == begun
+    assert RunFolder.around(UPath(tmp_path / "joint.pt")) is None
 
 
 def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
@@ -89,23 +95,80 @@ def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_rec
     assert begun.recipe() == changed
 
 
-def test_what_storage_may_raise_can_be_asked_while_botocore_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "botocore.exceptions", ModuleType("botocore.exceptions"))
-    assert storage_errors() == (OSError, ImportError, ValueError)
+@pytest.fixture(params=["folder", "memory"])
+def several(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
+    """Return a run folder, on disk or in an object store, with trials of three tasks, one of them past 9,999."""
+    run = RunFolder(UPath(tmp_path) if request.param == "folder" else UPath(f"memory://{tmp_path.name}/run"))
+    for task, number in (("dust", 1), ("crack", 10_000), ("crack", 9_999), ("crack-2", 0), ("crack", 2)):
+        run.trial(task, number).write_record(record(task, number))
+    checkpoint = run.trial("crack", 2).checkpoint(3)
+    checkpoint.mkdir()
+    (checkpoint / "weights.pt").write_bytes(b"12345")
+    (run.trials_path / "experiment_state.json").write_text("a file of Ray Tune's")
+    (run.trials_path / "crack-0003").mkdir()
+    (run.trials_path / "crack-0003" / "params.json").write_text("a trial without a record")
+    return run
 
 
-def test_many_may_write_a_file_at_once_and_it_is_always_one_of_theirs(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    contents = [bytes([writer]) * 1_000_000 for writer in range(8)]
-    with ThreadPoolExecutor(len(contents)) as pool:
-        for _ in range(5):
-            list(pool.map(lambda content: write_whole(file, content), contents))
-            assert file.read_bytes() in contents
-    assert list(tmp_path.iterdir()) == [file]
+def test_trials_are_sorted_by_task_and_number(several: RunFolder) -> None:
+    found = [(trial.record.task, trial.record.number, trial.folder.name) for trial in several.trials()]
+    assert found == [
+        ("crack", 2, "crack-0002"),
+        ("crack", 9_999, "crack-9999"),
+        ("crack", 10_000, "crack-10000"),
+        ("crack-2", 0, "crack-2-0000"),
+        ("dust", 1, "dust-0001"),
+    ]
+    assert [trial.folder.name for trial in several.trials(["crack-2", "dust"])] == ["crack-2-0000", "dust-0001"]
+    assert [trial.record.number for trial in several.trials(["crack"])] == [2, 9_999, 10_000]
 
 
-def test_what_cannot_be_written_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
-    (tmp_path / "taken" / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="taken"):
-        write_whole(tmp_path / "taken", "new")
-    assert [each.name for each in tmp_path.iterdir()] == ["taken"]
+def test_the_record_of_every_trial_is_read_once(several: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, original = Counter[str](), TrialFolder.record
+
+    def counted(folder: TrialFolder) -> TrialRecord:
+        read[folder.name] += 1
+        return original(folder)
+
+    monkeypatch.setattr(TrialFolder, "record", counted)
+    names = [trial.folder.name for trial in several.trials()]
+    assert read == dict.fromkeys(names, 1)
+    assert len(names) == 5
+    read.clear()
+    several.trials(["dust"])
+    assert read == {"dust-0001": 1}
+
+
+def test_trials_are_listed_with_the_files_of_their_checkpoints(several: RunFolder) -> None:
+    first, *others = several.trials()
+    assert first.checkpoints == {first.folder.checkpoint(3): {"weights.pt": 5}} == first.folder.checkpoints()
+    assert [trial.checkpoints for trial in others] == [{}] * 4
+
+
+def test_a_run_without_trials_has_none(tmp_path: Path) -> None:
+    run = RunFolder(UPath(tmp_path))
+    assert run.trials() == []
+    assert not run.is_begun
+
+
+def test_epochs_and_out_of_fold_predictions_are_read_as_they_were_written(begun: RunFolder) -> None:
+    trial = begun.trial("crack", 0)
+    assert trial.epochs().empty
+    rows = [{"epoch": 1, "val_f1": 0.5}, {"epoch": 2, "val_f1": 2 / 3}]
+    trial.write_epochs(rows)
+    assert trial.epochs().to_dict("records") == rows
+    assert begun.refit.out_of_fold("crack") is None
+    begun.refit.path.mkdir()
+    table = pd.DataFrame({"filename": ["NA", "0001"], "fold": [0, 1], "label": [0, 1], "logit": [-0.25, 1.5]})
+    begun.refit.write_out_of_fold("crack", table)
+    found = begun.refit.out_of_fold("crack")
+    assert found is not None
+    pd.testing.assert_frame_equal(found, table)
+
+
+def test_the_results_of_a_run_are_those_that_exist(begun: RunFolder) -> None:
+    assert begun.results() == []
+    metrics = metrics_beside(begun.joint_model)
+    for file in (begun.report, metrics, predictions_beside(metrics)):
+        file.write_text("")
+    assert begun.results() == [metrics, begun.report]

@@ -1,4 +1,4 @@
-"""Two labels or twenty: the same code, and the same answer for each."""
+"""A task has the same results in a search of two tasks and in one of twenty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEASURED_ANEW = ["images_per_s", "time"]
 
 
 def searched(cells: Path, storage: Path, name: str, labels: list[str], stratify: list[str]) -> RunFolder:
-    """A run with so many tasks, of two trials each: the second is drawn."""
+    """Search these tasks with two trials each, of which the second is drawn; return the run."""
     recipe = plain_recipe(
         cells, storage, name=name, search={"max_epochs": 2, "searcher": "random", "scheduler": "none"}
     )
@@ -29,7 +29,7 @@ def searched(cells: Path, storage: Path, name: str, labels: list[str], stratify:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_a_task_is_trained_alike_beside_one_other_and_beside_nineteen(tmp_path: Path) -> None:
+def test_a_task_is_trained_in_the_same_way_beside_one_other_task_and_beside_nineteen(tmp_path: Path) -> None:
     table = generate(tmp_path / "cells", count=120, size=40, rates={"crack": 0.4, "inactive": 0.25}, areas=True)
     labels = list(table.columns[1:])
     two, twenty = (
@@ -40,7 +40,7 @@ def test_a_task_is_trained_alike_beside_one_other_and_beside_nineteen(tmp_path: 
     for task in ("crack", "uneven-4"):
         for number in range(2):
             alone, beside = (run.trial(task, number) for run in (two, twenty))
-            assert alone.record()["config"] == beside.record()["config"]
+            assert alone.record().config == beside.record().config
             assert len(alone.epochs()) == 2
             same, shown = (trial.epochs().drop(columns=MEASURED_ANEW) for trial in (alone, beside))
             pd.testing.assert_frame_equal(same, shown, rtol=1e-6)

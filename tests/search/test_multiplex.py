@@ -1,24 +1,20 @@
-"""The searcher and the scheduler driven by hand, as Tune would, without a cluster."""
+"""The searcher and the scheduler, driven by hand as Tune would, without a cluster."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
-import pandas as pd
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ovr_ray.errors import RunFailed
-from ovr_ray.recipe import Recipe
-from ovr_ray.runs import RunFolder
-from ovr_ray.search.ledger import Ledger
-from ovr_ray.search.multiplex import MultiplexScheduler, MultiplexSearcher
-
-Make = Callable[..., Recipe]
+from ovr_ray.recipe import Search, Task
+from ovr_ray.runs import Status
+from ovr_ray.search.multiplex import TaskSearch, _scheduler
+from ovr_ray.search.space import TaskSpace
+from ovr_ray.training import Cause, EarlyEnd
+from tests.search.driver import Driver, Make, end_plainly, run_down, unlimited, with_trials
 
 NODE_DIED = """The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -26,86 +22,7 @@ NODE_DIED = """The actor died unexpectedly before finishing this task.
 \tip: 127.0.0.1
 The actor died because its node has died. Node Id: 2e9cbbb0
 \tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
-"""In Ray 2.60's words."""
-
-
-class Driver:
-    """Tune's part: asks for trials, reports epochs, ends trials. Writes the epochs that a trial would write."""
-
-    def __init__(self, recipe: Recipe, slots: int = 4, tasks: tuple[str, ...] = ()) -> None:
-        self.run = RunFolder.of(recipe)
-        self.run.begin(recipe, "fingerprint", pd.DataFrame({"filename": [], "part": []}))
-        self.ledger = Ledger(self.run, recipe, tasks or tuple(recipe.tasks))
-        self.scheduler = MultiplexScheduler(self.ledger)
-        self.searcher = MultiplexSearcher(self.ledger, lambda: slots)
-        self.live: dict[str, dict[str, Any]] = {}
-        self._ids = 0
-
-    def fill(self) -> Any:
-        """Start trials until there is no slot or no trial left; returns the searcher's last answer."""
-        while True:
-            self._ids += 1
-            config = self.searcher.suggest(f"id{self._ids}")
-            if not isinstance(config, dict):
-                return config
-            self.live[f"id{self._ids}"] = config
-            self.scheduler.on_trial_add(None, SimpleNamespace(config=config))
-
-    def epoch(self, trial_id: str, score: float) -> str:
-        """One more epoch of a trial; what the scheduler decides is done."""
-        config = self.live[trial_id]
-        folder = self.run.trial(config["task"], config["number"])
-        rows = folder.epochs().to_dict("records")
-        self._ids += 1
-        row = {"epoch": len(rows) + 1, "val_average_precision": score, "time": float(self._ids)}
-        folder.write_epochs([*rows, row])  # type: ignore[list-item]
-        decision = self.scheduler.on_trial_result(None, SimpleNamespace(config=config), row)
-        if decision == TrialScheduler.STOP:
-            self.searcher.on_trial_complete(trial_id, row)
-            del self.live[trial_id]
-        else:
-            self.searcher.on_trial_result(trial_id, row)
-        return decision
-
-    def crash(self, trial_id: str, reason: str) -> None:
-        """As Tune tells of it: the scheduler first."""
-        error_file = self.run.path / "error.txt"
-        error_file.write_text(f"Failure # 1 (occurred at 2026-11-24_20-00-00)\n{reason}\n")
-        trial = SimpleNamespace(config=self.live.pop(trial_id), error_file=str(error_file))
-        self.scheduler.on_trial_error(None, trial)
-        self.searcher.on_trial_complete(trial_id, error=True)
-
-    def finish(self, trial_id: str, score: float = 0.5) -> None:
-        while trial_id in self.live:
-            self.epoch(trial_id, score)
-
-
-def unlimited(make_recipe: Make, trials: int = 8, **search: Any) -> Recipe:
-    recipe = make_recipe(search={"scheduler": "none", "max_epochs": 2, "grace_epochs": 1} | search)
-    return with_trials(recipe, trials)
-
-
-def with_trials(recipe: Recipe, trials: int) -> Recipe:
-    tasks = {name: task.model_copy(update={"trials": trials}) for name, task in recipe.tasks.items()}
-    return recipe.model_copy(update={"tasks": tasks})
-
-
-def run_down(driver: Driver) -> list[tuple[str, int, float]]:
-    """Run every trial to its end; returns task, number and learning rate in order."""
-    seen = []
-    while driver.fill() is None or driver.live:
-        trial_id, config = next(iter(driver.live.items()))
-        seen.append((config["task"], config["number"], config["lr"]))
-        end_plainly(driver, trial_id)
-    return seen
-
-
-def end_plainly(driver: Driver, trial_id: str) -> None:
-    """Two epochs, the last as Tune's function runner ends: with the last result once more."""
-    for _ in range(2):
-        driver.epoch(trial_id, 0.5)
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 2, "val_average_precision": 0.5})
-    del driver.live[trial_id]
+"""The message of Ray 2.60."""
 
 
 def test_budgets_are_exact(make_recipe: Make) -> None:
@@ -113,7 +30,7 @@ def test_budgets_are_exact(make_recipe: Make) -> None:
     assert Counter(task for task, _, _ in run_down(driver)) == {"crack": 5, "inactive": 5}
     assert driver.fill() == Searcher.FINISHED
     assert driver.ledger.complete()
-    assert [trial.record()["status"] for trial in driver.run.trials()] == ["finished"] * 10
+    assert [trial.record.status for trial in driver.run.trials()] == [Status.FINISHED] * 10
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
@@ -127,7 +44,7 @@ def test_every_unfinished_task_has_its_share_of_the_slots(slots: int, make_recip
         end_plainly(driver, next(iter(driver.live)))
 
 
-def test_a_task_that_is_done_leaves_its_slots_to_the_others(make_recipe: Make) -> None:
+def test_a_complete_task_leaves_its_slots_to_the_others(make_recipe: Make) -> None:
     recipe = unlimited(make_recipe)
     tasks = dict(recipe.tasks)
     tasks["crack"] = tasks["crack"].model_copy(update={"trials": 1})
@@ -143,7 +60,7 @@ def test_the_first_trial_of_every_task_is_the_default(make_recipe: Make) -> None
     assert [config["lr"] for config in first] == [1e-3, 1e-3]
 
 
-def test_random_draws_do_not_depend_on_interruptions(make_recipe: Make, tmp_path: Any) -> None:
+def test_random_draws_do_not_depend_on_interruptions(make_recipe: Make) -> None:
     recipe = unlimited(make_recipe, searcher="random")
     undisturbed = run_down(Driver(recipe.model_copy(update={"name": "undisturbed"})))
     seen = []
@@ -151,14 +68,15 @@ def test_random_draws_do_not_depend_on_interruptions(make_recipe: Make, tmp_path
         driver = Driver(recipe, slots=2)
         driver.fill()
         for trial_id in list(driver.live)[:2]:
-            seen.append((*(driver.live[trial_id][k] for k in ("task", "number", "lr")),))
+            config = driver.live[trial_id]
+            seen.append((config["task"], config["number"], config["lr"]))
             end_plainly(driver, trial_id)
         driver.fill()
     seen += run_down(Driver(recipe, slots=2))
     assert sorted(seen) == sorted(undisturbed)
 
 
-def test_a_trial_cut_short_is_handed_out_again_and_counts_once(make_recipe: Make) -> None:
+def test_an_interrupted_trial_is_handed_out_again_and_counts_once(make_recipe: Make) -> None:
     recipe = unlimited(make_recipe, trials=2)
     killed = Driver(recipe, slots=2)
     killed.fill()
@@ -168,7 +86,7 @@ def test_a_trial_cut_short_is_handed_out_again_and_counts_once(make_recipe: Make
     assert list(resumed.live.values()) == list(killed.live.values())
     assert resumed.ledger.trials["crack"][0].scores == {1: 0.7}
     run_down(resumed)
-    assert sum(1 for _ in resumed.run.trials()) == 4
+    assert len(resumed.run.trials()) == 4
 
 
 def test_one_task_alone_leaves_the_others_budget(make_recipe: Make) -> None:
@@ -218,9 +136,9 @@ def test_a_trial_that_was_stopped_as_the_search_was_killed_is_not_run_again(make
     for trial_id, config in dict(killed.live).items():
         killed.epoch(trial_id, 0.9 - config["number"] / 2)
     stopped = killed.ledger.trials["crack"][1]
-    assert stopped.status == "stopped"
-    killed.ledger.end(stopped, "unfinished")  # the record was not yet written
-    assert Driver(recipe).ledger.trials["crack"][1].status == "stopped"
+    assert stopped.status == Status.STOPPED
+    killed.ledger.end(stopped, Status.UNFINISHED)  # the record was not yet written
+    assert Driver(recipe).ledger.trials["crack"][1].status == Status.STOPPED
 
 
 def test_a_crashed_trial_is_handed_out_again_until_it_crashed_too_often(make_recipe: Make) -> None:
@@ -234,24 +152,24 @@ def test_a_crashed_trial_is_handed_out_again_until_it_crashed_too_often(make_rec
         ]
         for trial_id in list(driver.live):
             driver.crash(trial_id, "its worker process has died")
-        records = [trial.record() for trial in driver.run.trials()]
-        assert {record["failures"] for record in records} == {crashes}
-        assert {record["status"] for record in records} == {"failed" if crashes == 3 else "unfinished"}
-        assert "its worker process has died" in records[0]["reason"]
+        records = [trial.record for trial in driver.run.trials()]
+        assert {record.failures for record in records} == {crashes}
+        assert {record.status for record in records} == {Status.FAILED if crashes == 3 else Status.UNFINISHED}
+        assert "its worker process has died" in records[0].reason
     assert Driver(recipe).fill() == Searcher.FINISHED
 
 
-def test_a_trial_whose_machine_was_taken_away_did_not_fail(make_recipe: Make) -> None:
+def test_a_crash_does_not_count_if_the_trials_machine_was_lost(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=1, max_failures=0), slots=1)
     for _ in range(5):
         driver.fill()
         driver.crash(next(iter(driver.live)), NODE_DIED)
-    assert {trial.record()["failures"] for trial in driver.run.trials()} == {0}
-    assert {trial.record()["reason"] for trial in driver.run.trials()} == {"its node has died"}
+    assert {trial.record.failures for trial in driver.run.trials()} == {0}
+    assert {trial.record.reason for trial in driver.run.trials()} == {"its node has died"}
     assert not driver.ledger.complete()
 
 
-def test_a_crashed_trial_goes_on_within_the_same_search(make_recipe: Make) -> None:
+def test_a_crashed_trial_resumes_within_the_same_search(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=2), slots=1)
     driver.fill()
     (first,) = driver.live
@@ -266,33 +184,32 @@ def test_a_crashed_trial_goes_on_within_the_same_search(make_recipe: Make) -> No
         end_plainly(driver, trial_id)
         driver.fill()
     assert driver.ledger.complete()
-    assert Counter(trial.record()["task"] for trial in driver.run.trials()) == {"crack": 2, "inactive": 2}
+    assert Counter(trial.record.task for trial in driver.run.trials()) == {"crack": 2, "inactive": 2}
 
 
 def test_a_full_disk_ends_the_search_and_costs_no_trial(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe), slots=2)
     driver.fill()
     full, other = driver.live
-    told = "/runs/tiny/trials: No space left on device"
-    driver.searcher.on_trial_complete(full, {"epoch": 0, "val_average_precision": 0.0, "unwritable": told})
+    driver.end_early(full, EarlyEnd(Cause.UNWRITABLE, "/runs/tiny/trials: No space left on device"))
     assert driver.fill() == Searcher.FINISHED
     assert driver.epoch(other, 0.5) == TrialScheduler.STOP
-    with pytest.raises(RunFailed, match="No space left on device; make room there"):
-        raise driver.ledger.refusal  # type: ignore[misc]
-    assert {trial.record()["status"] for trial in driver.run.trials()} == {"unfinished"}
+    assert isinstance(driver.ledger.refusal, RunFailed)
+    assert "No space left on device; make room there" in str(driver.ledger.refusal)
+    assert {trial.record.status for trial in driver.run.trials()} == {Status.UNFINISHED}
 
 
 def test_a_trial_too_large_for_the_memory_fails_at_once_with_its_config(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=1), slots=1)
     driver.fill()
     (trial_id,) = driver.live
-    told = "out of memory on cuda with batches in 16 parts: {'backbone': 'resnet101'}"
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 0, "val_average_precision": 0.0, "out_of_memory": told})
+    reason = "out of memory on cuda with batches in 16 micro-batches: {'backbone': 'resnet101'}"
+    driver.end_early(trial_id, EarlyEnd(Cause.OUT_OF_MEMORY, reason))
     record = driver.run.trial("crack", 0).record()
-    assert (record["status"], record["reason"]) == ("failed", told)
+    assert (record.status, record.reason) == (Status.FAILED, reason)
 
 
-def test_a_result_without_an_epoch_is_no_news(make_recipe: Make) -> None:
+def test_a_report_without_an_epoch_changes_no_score(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe))
     driver.fill()
     trial_id = next(iter(driver.live))
@@ -305,9 +222,10 @@ def test_a_diverged_trial_keeps_its_reason(make_recipe: Make) -> None:
     driver = Driver(unlimited(make_recipe, trials=1), slots=1)
     driver.fill()
     trial_id = next(iter(driver.live))
-    driver.searcher.on_trial_complete(trial_id, {"epoch": 1, "val_average_precision": 0.0, "diverged": "loss nan"})
+    driver.epoch(trial_id, 0.5)
+    driver.end_early(trial_id, EarlyEnd(Cause.DIVERGED, "loss nan"))
     record = driver.run.trial("crack", 0).record()
-    assert (record["status"], record["reason"]) == ("diverged", "loss nan")
+    assert (record.status, record.reason) == (Status.DIVERGED, "loss nan")
 
 
 def test_a_spent_time_budget_starts_nothing_and_leaves_trials_resumable(make_recipe: Make) -> None:
@@ -318,7 +236,7 @@ def test_a_spent_time_budget_starts_nothing_and_leaves_trials_resumable(make_rec
     assert driver.fill() == Searcher.FINISHED
     trial_id = next(iter(driver.live))
     assert driver.epoch(trial_id, 0.5) == TrialScheduler.STOP
-    assert driver.run.trial("crack", 0).record()["status"] == "unfinished"
+    assert driver.run.trial("crack", 0).record().status == Status.UNFINISHED
     with driver.ledger.clock.ticking():
         pass
     assert Driver(recipe).ledger.out_of_time
@@ -330,13 +248,24 @@ def test_a_node_that_does_not_see_storage_ends_the_search_and_costs_no_trial(mak
     driver = Driver(unlimited(make_recipe), slots=2)
     driver.fill()
     blind, other = driver.live
-    driver.searcher.on_trial_complete(
-        blind, {"epoch": 0, "val_average_precision": 0.0, "unseen": "node w2 does not see /shared"}
-    )
+    task = driver.live[blind]["task"]
+    driver.end_early(blind, EarlyEnd(Cause.UNSEEN, "node w2 does not see /shared"))
     assert driver.fill() == Searcher.FINISHED
     assert "node w2 does not see /shared" in str(driver.ledger.refusal)
     driver.epoch(other, 0.5)
     again = Driver(unlimited(make_recipe), slots=2)
     assert again.ledger.refusal is None
-    assert len(again.ledger.trials[driver.live[blind]["task"]]) == 1
-    assert again.ledger.unstarted(driver.live[blind]["task"]) is not None
+    assert len(again.ledger.trials[task]) == 1
+    assert again.ledger.unstarted(task) is not None
+
+
+def test_an_unknown_searcher_is_refused() -> None:
+    search = Search.model_construct(searcher="grid")  # type: ignore[arg-type]
+    task = TaskSearch("crack", TaskSpace(Task(), image_size=32), search)
+    with pytest.raises(AssertionError, match="grid"):
+        task.ask(0)
+
+
+def test_an_unknown_scheduler_is_refused() -> None:
+    with pytest.raises(AssertionError, match="median"):
+        _scheduler(Search.model_construct(scheduler="median"))  # type: ignore[arg-type]

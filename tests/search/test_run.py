@@ -17,14 +17,14 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from upath import UPath
 
 import ovr_ray
-from ovr_ray import cluster
 from ovr_ray.errors import BadInput
-from ovr_ray.model import learning_rate
-from ovr_ray.recipe import Config, Recipe, Resources, parse
-from ovr_ray.runs import RunFolder
-from tests.support import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe
+from ovr_ray.recipe import Config, Recipe, parse
+from ovr_ray.runs import RunFolder, Status
+from ovr_ray.training import learning_rate
+from tests.support import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe, rows, scalars
 
 METRICS = {
     "train_loss",
@@ -39,15 +39,15 @@ METRICS = {
 
 
 def test_a_search_trains_every_task_to_its_budget(finished: RunFolder) -> None:
-    records = [trial.record() for trial in finished.trials()]
-    assert Counter(record["task"] for record in records) == {"crack": 3, "inactive": 3}
-    assert {record["status"] for record in records} <= {"finished", "stopped"}
-    assert {record["config"]["lr"] for record in records if record["number"] == 0} == {1e-3}
+    records = [trial.record for trial in finished.trials()]
+    assert Counter(record.task for record in records) == {"crack": 3, "inactive": 3}
+    assert all(record.status.is_scored for record in records)
+    assert {record.config.lr for record in records if record.number == 0} == {1e-3}
 
 
 def test_every_epoch_is_logged_with_its_counts(finished: RunFolder) -> None:
     for trial in finished.trials():
-        epochs = trial.epochs()
+        epochs = trial.folder.epochs()
         assert epochs.epoch.tolist() == list(range(1, len(epochs) + 1))
         assert set(epochs) > METRICS
         assert (epochs[[f"val_{count}" for count in ("tn", "fp", "fn", "tp")]].sum(axis=1) == 16).all()
@@ -56,52 +56,51 @@ def test_every_epoch_is_logged_with_its_counts(finished: RunFolder) -> None:
 def test_a_trial_keeps_its_best_and_its_latest_checkpoint(finished: RunFolder) -> None:
     metric = f"val_{finished.recipe().search.metric}"
     for trial in finished.trials():
-        kept = [int(folder.name[-4:]) for folder in trial.checkpoints()]
-        ranked = trial.epochs().sort_values([metric, "epoch"], ascending=[False, True])
+        kept = [int(folder.name[-4:]) for folder in trial.checkpoints]
+        ranked = trial.folder.epochs().sort_values([metric, "epoch"], ascending=[False, True])
         assert len(kept) <= 2
         assert {ranked.epoch.iloc[0], ranked.epoch.max()} <= set(kept)
 
 
-def test_tune_keeps_no_figures_of_trials_that_have_ended(finished: RunFolder) -> None:
+def test_tune_keeps_no_metrics_of_trials_that_have_ended(finished: RunFolder) -> None:
     (snapshot,) = (finished.path / "trials").glob("experiment_state-*.json")
-    told = [json.loads(runtime) for _, runtime in json.loads(snapshot.read_text())["trial_data"]]
-    assert len(told) == len(list(finished.trials()))
-    assert all(trial["metric_n_steps"] == {} and trial["last_result"] for trial in told)
-
-
-def scalars(path: str, metric: str) -> list[Any]:
-    """What TensorBoard draws of a metric, of one file or a trial's folder."""
-    events = EventAccumulator(path)
-    events.Reload()
-    return events.Scalars(f"ray/tune/{metric}")
+    kept = [json.loads(runtime) for _, runtime in json.loads(snapshot.read_text())["trial_data"]]
+    assert len(kept) == len(finished.trials())
+    assert all(trial["metric_n_steps"] == {} and trial["last_result"] for trial in kept)
 
 
 def test_tensorboard_shows_every_trial_by_task_and_number(finished: RunFolder) -> None:
-    """A run's name is its folder below ``--logdir``: the trial's."""
+    """TensorBoard names a run by its folder below ``--logdir``, which is the trial's."""
     shown = {Path(file).parent.name for file in (finished.path / "trials").rglob("events.out.tfevents.*")}
-    assert shown == {trial.name for trial in finished.trials()}
+    assert shown == {trial.folder.name for trial in finished.trials()}
     for trial in finished.trials():
-        epochs = trial.epochs()
+        epochs = trial.folder.epochs()
         for metric in ("train_loss", "val_loss", "val_f1", "val_average_precision"):
-            drawn = scalars(str(trial.path), metric)
+            drawn = scalars(str(trial.folder.path), metric)
             assert [event.step for event in drawn] == epochs.epoch.tolist()
             assert [event.value for event in drawn] == pytest.approx(epochs[metric].tolist())
 
 
 def test_tensorboard_compares_hyperparameters(finished: RunFolder) -> None:
     for trial in finished.trials():
-        record = trial.record()
-        events = EventAccumulator(str(trial.path))
+        record = trial.record
+        events = EventAccumulator(str(trial.folder.path))
         events.Reload()
         content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         shown = HParamsPluginData.FromString(content).session_start_info.hparams
-        assert shown["task"].string_value == record["task"]
-        given = {name: value for name, value in record["config"].items() if value is not None}
-        told = {name: value.string_value or value.number_value for name, value in shown.items()}
-        assert told == {"task": record["task"], "number": record["number"]} | given
+        assert shown["task"].string_value == record.task
+        given = {name: value for name, value in record.config.model_dump(mode="json").items() if value is not None}
+        values = {name: value.string_value or value.number_value for name, value in shown.items()}
+        assert values == {"task": record.task, "number": record.number} | given
         summed = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
         metrics = HParamsPluginData.FromString(summed).experiment.metric_infos
         assert {"ray/tune/val_f1", "ray/tune/val_average_precision"} <= {metric.name.tag for metric in metrics}
+
+
+def test_the_winners_are_plain_json(finished: RunFolder) -> None:
+    winners = json.loads((finished.path / "winners.json").read_text())
+    assert set(winners["crack"]) == {"trial", "config", "epoch", "metrics", "threshold", "checkpoint"}
+    assert (finished.path / winners["crack"]["checkpoint"] / "sub_model.json").exists()
 
 
 def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
@@ -112,22 +111,13 @@ def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
 
 def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(finished: RunFolder, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
-    last = next(trial for trial in run.trials() if trial.record()["status"] == "finished")
-    epochs = last.epochs()
-    last.write_record(last.record() | {"status": "unfinished"})
-    last.write_epochs(epochs[:-1].to_dict("records"))  # type: ignore[arg-type]
+    last = next(trial for trial in run.trials() if trial.record.status == Status.FINISHED)
+    epochs = last.folder.epochs()
+    last.folder.write_record(last.record.model_copy(update={"status": Status.UNFINISHED}))
+    last.folder.write_epochs(rows(epochs[:-1]))
     ovr_ray.tune(run.recipe())
-    assert last.record()["status"] == "finished"
-    assert last.epochs().equals(epochs)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_trials_share_gpus_by_fractions_and_are_not_started_beyond_them() -> None:
-    assert cluster.per_trial(Resources()) == {"CPU": 1, "GPU": 1}  # two GPUs are declared
-    assert cluster.slots({"CPU": 0.1, "GPU": 0.5}) == 4
-    assert cluster.slots({"CPU": 0.1, "GPU": 0.1}) == 20
-    assert cluster.slots({"CPU": 1, "GPU": 0}) == 2
-    assert cluster.slots({"CPU": 4, "GPU": 0}) == 0
+    assert last.folder.record().status == Status.FINISHED
+    assert last.folder.epochs().equals(epochs)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -136,16 +126,16 @@ def test_a_trial_that_fits_no_node_is_an_error_at_once(make_recipe: Callable[...
         ovr_ray.tune(make_recipe(resources={"cpu": 64, "gpu": 0}))
 
 
-def test_an_unknown_task_is_told(make_recipe: Callable[..., Recipe]) -> None:
+def test_an_unknown_task_is_refused(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(BadInput, match="tasks: crack, inactive"):
         ovr_ray.tune(make_recipe(), ["crak"])
 
 
 class Search:
-    """The unmodified job in a process of its own, with a Ray of its own."""
+    """The job ``jobs/tune.py`` in a process of its own, with a Ray of its own."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        self.run = RunFolder(Path(recipe["storage"]) / recipe["name"])  # type: ignore[arg-type]
+        self.run = RunFolder(UPath(recipe["storage"]) / recipe["name"])
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe))
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -158,70 +148,71 @@ class Search:
         )
 
     def wait_for_epochs(self, count: int, trials: int = 1) -> None:
-        """Until so many trials have so many epochs each."""
+        """Wait until this many trials have this many epochs each."""
         for _ in range(PATIENCE * 5):
-            if sum(len(trial.epochs()) >= count for trial in self.run.trials()) >= trials:
+            if sum(len(trial.folder.epochs()) >= count for trial in self.run.trials()) >= trials:
                 return
             assert self.process.poll() is None, self.output()
             time.sleep(0.2)
         raise AssertionError("no epoch came")
 
     def output(self) -> str:
+        """Wait for the end of the process; return all that it printed."""
         return self.process.communicate(timeout=PATIENCE)[0]
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cells: Path, tmp_path: Path) -> None:
-    second_search = ovr_ray.tune  # imports all there is, before the clock ticks
+def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(cells: Path, tmp_path: Path) -> None:
+    second_search = ovr_ray.tune  # its imports take seconds, so they are made before the clock ticks
     recipe = plain_recipe(cells, tmp_path, search={"max_epochs": 14, "scheduler": "none"})
     plain = recipe["tasks"]["crack"] | {"trials": 1}
     every_option = plain | {"default": plain["default"] | EVERY_OPTION, "space": {}}
     recipe["tasks"] = {"crack": plain, "inactive": every_option}
     search = Search(tmp_path, recipe)
     search.wait_for_epochs(1, trials=2)
-    signal_workers(search.process.pid, signal.SIGSTOP)  # to be found at work, however busy the machine is
+    signal_workers(search.process.pid, signal.SIGSTOP)  # so that it cannot end before it is found at work
     begun = (search.run.path / "recipe.yaml").read_text()
     with pytest.raises(BadInput, match=f"process {search.process.pid} on .* is at work in it"):
         second_search(parse(recipe | {"checkpoints": {"keep": 5}}))
     assert (search.run.path / "recipe.yaml").read_text() == begun
     signal_workers(search.process.pid, signal.SIGCONT)
     search.process.send_signal(signal.SIGINT)
-    told = search.output()
-    assert search.process.returncode == 130, told
-    assert "run the same command again" in told
-    assert "Traceback" not in told
-    before = {trial.name: trial.epochs() for trial in search.run.trials()}
+    printed = search.output()
+    assert search.process.returncode == 130, printed
+    assert "run the same command again" in printed
+    assert "Traceback" not in printed
+    before = {trial.folder.name: trial.folder.epochs() for trial in search.run.trials()}
     again = Search(tmp_path, recipe)
-    told = again.output()
-    assert again.process.returncode == 0, told
+    printed = again.output()
+    assert again.process.returncode == 0, printed
     for trial in again.run.trials():
-        assert trial.record()["status"] == "finished"
-        epochs = trial.epochs()
+        assert trial.record.status == Status.FINISHED
+        epochs = trial.folder.epochs()
         assert epochs.epoch.tolist() == list(range(1, 15))
-        if trial.record()["task"] == "inactive":  # of 48 images, the middle of the third batch of 16
+        if trial.record.task == "inactive":  # of 48 images, the middle of the third batch of 16
             rates = [learning_rate(Config(**every_option["default"]), epoch, 14, 40 / 48) for epoch in epochs.epoch]
             assert epochs.lr.tolist() == pytest.approx(rates)
-        resumed_after = len(before[trial.name])  # epochs of before are not trained again
-        assert epochs[:resumed_after].time.tolist() == before[trial.name].time.tolist()
+        known = before[trial.folder.name]  # these epochs are not trained again
+        assert epochs[: len(known)].time.tolist() == known.time.tolist()
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
-    search, told = search_whose_worker_is_killed(cells, tmp_path, max_epochs=5)
-    assert search.process.returncode == 0, told
+def test_a_killed_worker_is_replaced_and_its_trial_resumes_from_its_last_epoch(cells: Path, tmp_path: Path) -> None:
+    search, printed = search_whose_worker_is_killed(cells, tmp_path, max_epochs=5)
+    assert search.process.returncode == 0, printed
     (trial,) = search.run.trials()
-    assert trial.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
+    assert trial.folder.epochs().epoch.tolist() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow
 def test_a_trial_that_crashes_too_often_fails_with_its_reason(cells: Path, tmp_path: Path) -> None:
-    search, told = search_whose_worker_is_killed(cells, tmp_path, max_epochs=30, max_failures=0)
-    assert search.process.returncode == 1, told
-    assert "every trial of task 'crack' failed:\n    crack-0000: failed: " in told
-    assert "Traceback" not in told
+    search, printed = search_whose_worker_is_killed(cells, tmp_path, max_epochs=30, max_failures=0)
+    assert search.process.returncode == 1, printed
+    assert "every trial of task 'crack' failed:\n    crack-0000: failed: " in printed
+    assert "Traceback" not in printed
     (trial,) = search.run.trials()
-    assert "worker process has died" in trial.record()["reason"]
+    assert "worker process has died" in trial.record.reason
 
 
 @pytest.mark.slow
@@ -231,15 +222,15 @@ def test_a_trial_that_diverges_ends_with_its_reason(cells: Path, tmp_path: Path)
     recipe["tasks"]["crack"] = {"trials": 1, "default": wild}
     recipe["tasks"]["inactive"] = recipe["tasks"]["inactive"] | {"trials": 1}
     search = Search(tmp_path, recipe)
-    told = search.output()
-    assert search.process.returncode == 1, told
-    assert "crack-0000: diverged: the training loss became" in told
-    assert search.run.trial("inactive", 0).record()["status"] == "finished"
+    printed = search.output()
+    assert search.process.returncode == 1, printed
+    assert "crack-0000: diverged: the training loss became" in printed
+    assert search.run.trial("inactive", 0).record().status == Status.FINISHED
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_one_goes_on(
+def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_one_resumes_it(
     cells: Path, tmp_path: Path
 ) -> None:
     def recipe(budget: float) -> dict[str, Any]:
@@ -247,28 +238,29 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
         plain = plain_recipe(cells, tmp_path, search=how)
         return plain | {"tasks": {"crack": plain["tasks"]["crack"] | {"trials": 1}}}
 
-    for budget in (20, 35, 50):  # where the machine is busy, nothing may be trained after the first
+    for budget in (20, 35, 50):  # on a busy machine, no epoch may end within the first
         search = Search(tmp_path, recipe(budget))
-        told = search.output()
-        assert search.process.returncode == 0, told
-        assert "The time budget is spent" in told
-        spent = json.loads((search.run.path / "search.json").read_text())["seconds"]  # its own, without Ray's start
+        printed = search.output()
+        assert search.process.returncode == 0, printed
+        assert "The time budget is spent" in printed
+        spent = json.loads((search.run.path / "search.json").read_text())["seconds"]  # without Ray's start
         assert spent < budget + 15
         (trial,) = search.run.trials()
-        assert trial.record()["status"] == "unfinished"
-        if len(before := trial.epochs()):
+        assert trial.record.status == Status.UNFINISHED
+        if len(before := trial.folder.epochs()):
             break
     again = Search(tmp_path, recipe(1000))
-    told = again.output()
-    assert again.process.returncode == 0, told
-    assert trial.record()["status"] == "finished"
-    assert trial.epochs().epoch.tolist() == list(range(1, 101))
-    assert trial.epochs().time[: len(before)].tolist() == before.time.tolist()
+    printed = again.output()
+    assert again.process.returncode == 0, printed
+    assert trial.folder.record().status == Status.FINISHED
+    epochs = trial.folder.epochs()
+    assert epochs.epoch.tolist() == list(range(1, 101))
+    assert epochs.time[: len(before)].tolist() == before.time.tolist()
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder that holds 6 MB."""
+    """Yield a folder that holds 6 MB."""
     if os.geteuid():
         assert "CI" not in os.environ, "only root may mount"
         pytest.skip("only root may mount")
@@ -280,24 +272,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_search_in_words_and_with_more_room_it_goes_on(
+def test_a_full_disk_ends_the_search_with_a_message_and_with_more_room_it_resumes(
     cells: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     search = Search(tmp_path, plain_recipe(cells, small_disk))
-    told = search.output()
-    assert search.process.returncode == 1, told
-    assert "No space left on device" in told
-    assert "Traceback" not in told
-    assert {trial.record()["status"] for trial in search.run.trials()} <= {"finished", "stopped", "unfinished"}
+    printed = search.output()
+    assert search.process.returncode == 1, printed
+    assert "No space left on device" in printed
+    assert "Traceback" not in printed
+    assert not any(trial.record.status.is_lost for trial in search.run.trials())
     subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)
     again = Search(tmp_path, plain_recipe(cells, small_disk))
-    told = again.output()
-    assert again.process.returncode == 0, told
-    assert Counter(trial.record()["task"] for trial in again.run.trials()) == {"crack": 3, "inactive": 3}
+    printed = again.output()
+    assert again.process.returncode == 0, printed
+    assert Counter(trial.record.task for trial in again.run.trials()) == {"crack": 3, "inactive": 3}
 
 
 def search_whose_worker_is_killed(cells: Path, folder: Path, **search: Any) -> tuple[Search, str]:
-    """A search of one trial, its worker killed after two epochs, run to its end; and what it printed."""
+    """Search with one trial whose worker is killed after two epochs; return the ended search, and what it printed."""
     recipe = plain_recipe(cells, folder, search={"scheduler": "none", "max_concurrent": 1} | search)
     recipe["tasks"] = {"crack": recipe["tasks"]["crack"] | {"trials": 1}}
     running = Search(folder, recipe)
@@ -320,9 +312,3 @@ def signal_workers(driver: int, number: signal.Signals) -> None:
     assert found, "no worker found"
     for process_id in found:
         os.kill(process_id, number)
-
-
-def test_what_a_run_says_is_plain_json(finished: RunFolder) -> None:
-    winners = json.loads((finished.path / "winners.json").read_text())
-    assert set(winners["crack"]) == {"trial", "config", "epoch", "metrics", "threshold", "checkpoint"}
-    assert (finished.path / winners["crack"]["checkpoint"] / "sub_model.json").exists()

@@ -13,7 +13,7 @@ def space(default: dict[str, Any] | None = None, **fields: Any) -> TaskSpace:
     return TaskSpace(Task.model_validate({"default": default or {}, "space": fields}), image_size=64)
 
 
-def test_every_domain_becomes_optunas() -> None:
+def test_every_domain_becomes_a_distribution_of_optuna() -> None:
     given = space(
         lr={"loguniform": [1e-5, 1e-3]},
         weight_decay={"uniform": [0, 0.1]},
@@ -29,21 +29,21 @@ def test_every_domain_becomes_optunas() -> None:
     }
 
 
-def test_the_first_config_is_the_default_where_the_space_has_it() -> None:
+def test_the_first_config_is_the_default_if_it_lies_in_the_space() -> None:
     first = space(
         {"lr": 5e-4}, lr={"loguniform": [1e-5, 1e-3]}, batch_size={"choice": [16, 32]}, optimizer="sgd"
     ).first()
     assert (first.lr, first.batch_size, first.optimizer, first.image_size) == (5e-4, 32, "sgd", 64)
 
 
-def test_a_built_in_default_outside_of_the_space_gives_way() -> None:
+def test_a_built_in_default_outside_of_the_space_is_replaced_by_the_middle() -> None:
     first = space(
         lr={"loguniform": [1e-6, 1e-4]}, batch_size={"choice": [2, 4]}, unfreeze_epoch={"randint": [2, 6]}
     ).first()
     assert (first.lr, first.batch_size, first.unfreeze_epoch) == (pytest.approx(1e-5), 2, 4)
 
 
-def test_a_config_and_optunas_parameters_stand_for_each_other() -> None:
+def test_a_config_becomes_optunas_parameters_and_back() -> None:
     schedule = {1: 1e-3, 6: 1e-4}
     given = space(lr={"uniform": [0.1, 0.2]}, schedule={"choice": ["cosine", schedule]}, weights=None)
     config = given.config({"lr": 0.15, "schedule": 1})

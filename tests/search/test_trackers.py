@@ -17,10 +17,9 @@ from upath import UPath
 import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe, parse
-from ovr_ray.runs import RunFolder, TrialFolder
+from ovr_ray.runs import RunFolder, Status, TrialFolder
 from ovr_ray.search.trackers import refuse_lacking_packages, tracking
-from tests.support import BACKBONE, free_port, plain_recipe
-from tests.search.test_run import scalars
+from tests.support import BACKBONE, free_port, plain_recipe, rows, scalars
 
 STAGES = {1: 1e-3, 2: 1e-4}
 
@@ -35,7 +34,7 @@ def _nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def tracked(cells: Path, tmp_path: Path, ray_session: None) -> RunFolder:
-    """The run folder of a search over one task, two trials and two epochs, told to both trackers."""
+    """Return the run folder of a search of one task, two trials and two epochs, with both trackers."""
     ovr_ray.tune(two_trials(cells, tmp_path, trackers=["mlflow", "wandb"]))
     return RunFolder(UPath(tmp_path / "tiny"))
 
@@ -48,6 +47,7 @@ def two_trials(cells: Path, storage: Path, **search: Any) -> Recipe:
 
 
 def runs_of(run: RunFolder) -> tuple[MlflowClient, list[Run]]:
+    """Return a client of the run folder's MLflow store, and the runs in it in the order of their starts."""
     client = MlflowClient(f"sqlite:///{run.path}/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
@@ -56,17 +56,18 @@ def runs_of(run: RunFolder) -> tuple[MlflowClient, list[Run]]:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_every_trial_is_in_both_trackers_and_goes_on_under_its_name(tracked: RunFolder) -> None:
+def test_every_trial_is_in_both_trackers_and_resumes_under_its_name(tracked: RunFolder) -> None:
     client, runs = runs_of(tracked)
     assert {run.info.run_name for run in runs} == {"crack-0000", "crack-0001"}
     for run in runs:
-        is_what_the_run_folder_says(client, run, tracked.trial("crack", int(run.info.run_name[-4:])))
-    are_offline_runs(tracked)
+        assert run.info.run_name
+        assert_equals_the_run_folder(client, run, tracked.trial("crack", int(run.info.run_name[-4:])))
+    assert_offline_runs_hold_the_trials(tracked)
     assert not {"WANDB_MODE", "MLFLOW_TRACKING_URI"} & set(os.environ)
 
-    killed = tracked.trial("crack", 1)  # the driver was killed before it heard of the last epoch
-    killed.write_record(killed.record() | {"status": "unfinished"})
-    killed.write_epochs(killed.epochs()[:-1].to_dict("records"))  # type: ignore[arg-type]
+    killed = tracked.trial("crack", 1)  # as if the driver was killed before the last epoch was reported
+    killed.write_record(killed.record().model_copy(update={"status": Status.UNFINISHED}))
+    killed.write_epochs(rows(killed.epochs()[:-1]))
     recipe = tracked.recipe()
     search = recipe.search.model_copy(update={"trackers": ("mlflow",)})
     ovr_ray.tune(recipe.model_copy(update={"search": search}))
@@ -79,36 +80,37 @@ def test_every_trial_is_in_both_trackers_and_goes_on_under_its_name(tracked: Run
     assert [[event.step for event in scalars(file, "val_loss")] for file in files] == [[1, 2], [2]]
 
 
-def is_what_the_run_folder_says(client: MlflowClient, run: Run, trial: TrialFolder) -> None:
+def assert_equals_the_run_folder(client: MlflowClient, run: Run, trial: TrialFolder) -> None:
     record, epochs = trial.record(), trial.epochs().drop(columns=["device", "time"])
-    stages = {f"schedule/{epoch}": rate for epoch, rate in record["config"].pop("schedule").items()}
-    told = {"task": "crack", "number": record["number"]} | record["config"] | stages
-    assert run.data.params == {name: str(value) for name, value in told.items()}
+    config = record.config.model_dump(mode="json")
+    stages = {f"schedule/{epoch}": rate for epoch, rate in config.pop("schedule").items()}
+    expected = {"task": "crack", "number": record.number} | config | stages
+    assert run.data.params == {name: str(value) for name, value in expected.items()}
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == {*epochs.columns, "training_iteration"}
-    for name in epochs:
+    for name in map(str, epochs):
         points = client.get_metric_history(run.info.run_id, name)
         assert [point.step for point in points] == [1, 2]
         assert [point.value for point in points] == epochs[name].tolist()
 
 
-def are_offline_runs(run: RunFolder) -> None:
+def assert_offline_runs_hold_the_trials(run: RunFolder) -> None:
     contents = [file.read_bytes() for file in run.path.glob("wandb/offline-run-*/*.wandb")]
     assert len(contents) == 2
     for trial in run.trials():
-        (content,) = (content for content in contents if trial.name.encode() in content)
-        told = [trial.record()["config"]["weight_decay"], *trial.epochs().val_loss]
-        assert all(repr(number).encode() in content for number in told)
+        (content,) = (content for content in contents if trial.folder.name.encode() in content)
+        numbers = [trial.record.config.weight_decay, *trial.folder.epochs().val_loss]
+        assert all(repr(number).encode() in content for number in numbers)
 
 
-def test_packages_that_are_lacking_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_lacking_packages_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_lacking_packages(["mlflow", "wandb"])
     monkeypatch.setattr("ovr_ray.search.trackers.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"needs wandb\n.*pip install 'ovr-ray\[trackers\]'"):
         refuse_lacking_packages(["wandb"])
 
 
-def test_a_server_that_is_not_there_is_told_before_the_search(
+def test_a_server_that_does_not_answer_is_an_error_before_the_search(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
@@ -118,16 +120,14 @@ def test_a_server_that_is_not_there_is_told_before_the_search(
 
 
 @pytest.mark.parametrize(("tracker", "way_out"), [("mlflow", "MLFLOW_TRACKING_URI"), ("wandb", "WANDB_DIR")])
-def test_a_run_folder_in_a_bucket_holds_no_tracker(
-    tracker: str, way_out: str, make_recipe: Callable[..., Recipe]
-) -> None:
+def test_a_tracker_cannot_write_into_a_bucket(tracker: str, way_out: str, make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(search={"trackers": [tracker]})
     bucket = RunFolder(UPath("memory://bucket/tiny"))
     with pytest.raises(BadInput, match=way_out), tracking(recipe, bucket, Console()):
         pass
 
 
-def test_trials_that_ctrl_c_stopped_are_ended_and_a_lost_tracker_stops_no_search(
+def test_trials_stopped_by_ctrl_c_are_ended_and_a_lost_tracker_does_not_end_the_search(
     make_recipe: Callable[..., Recipe],
 ) -> None:
     recipe, console = make_recipe(search={"trackers": ["mlflow"]}), Console(record=True)
@@ -138,15 +138,15 @@ def test_trials_that_ctrl_c_stopped_are_ended_and_a_lost_tracker_stops_no_search
         tracker.on_trial_error(0, [], trial)  # its worker never came up
         tracker.on_trial_start(0, [], trial)
         tracker.on_experiment_end([trial])
-    _, (told,) = runs_of(run)
-    assert told.info.status == "FAILED"
+    _, (stopped,) = runs_of(run)
+    assert stopped.info.status == "FAILED"
     with tracking(recipe, run, console) as (tracker,):
         tracker.on_trial_start(0, [], trial)
         (run.path / "mlflow.db").write_bytes(b"no database" * 1000)
         for epoch in (1, 2):
             tracker.on_trial_result(0, [], trial, {"epoch": epoch, "val_f1": 0.5})
         tracker.on_trial_complete(0, [], trial)
-    assert console.export_text().count("mlflow is told no more") == 1
+    assert console.export_text().count("mlflow gets no more epochs") == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_trials_that_ctrl_c_stopped_are_ended_and_a_lost_tracker_stops_no_search
         ({"WANDB_MODE": "disabled"}, "disabled"),
     ],
 )
-def test_wandb_goes_online_with_a_login_alone_and_never_asks(
+def test_wandb_is_online_only_with_a_login_and_never_asks_for_one(
     variables: dict[str, str], mode: str, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -170,7 +170,7 @@ def test_wandb_goes_online_with_a_login_alone_and_never_asks(
     assert os.environ.get("WANDB_MODE") == variables.get("WANDB_MODE")
 
 
-def test_a_variable_that_wandb_does_not_know_is_told(
+def test_a_wrong_variable_of_wandb_is_refused_with_its_value(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "sometimes")

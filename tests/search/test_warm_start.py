@@ -1,11 +1,10 @@
-"""Searches that know an earlier run's trials, without a cluster; and one for real."""
+"""Searches that know an earlier run's trials: most without a cluster, the last ones real."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,29 @@ from typer.testing import CliRunner
 import ovr_ray
 from ovr_ray.commands.cli import app
 from ovr_ray.errors import BadInput
-from ovr_ray.joint import winners
+from ovr_ray.joint import choose
 from ovr_ray.recipe import Config, Recipe
 from ovr_ray.runs import RunFolder, Status
 from ovr_ray.search.ledger import Trial
-from ovr_ray.search.warm_start import FILE, WarmStart, begin_with
-from tests.support import copy_run
-from tests.search.test_multiplex import Driver, end_plainly, run_down, unlimited
+from ovr_ray.search.warm_start import WarmStart, begin_with
+from tests.search.driver import Driver, Make, end_plainly, run_down, unlimited
+from tests.support import copy_run, rows
 
-Make = Callable[..., Recipe]
 BEST = 4e-3
 
 
-def add(run: RunFolder, task: str, number: int, status: Status = "finished", **config: Any) -> None:
-    """A trial, as a search leaves it; its score is the better the nearer its rate is to :data:`BEST`."""
+def add(run: RunFolder, task: str, number: int, status: Status = Status.FINISHED, **config: Any) -> None:
+    """Add a trial as a search leaves it; the nearer its rate is to :data:`BEST`, the higher is its score."""
     given = Config(lr=10 ** (-4 + number / 8)).model_copy(update=config)
     Trial(task, number, given, run.trial(task, number), status).save()
     score = 0.99 - abs(math.log10(given.lr / BEST)) / 4
-    rows = [{"epoch": 1, "val_average_precision": score, "val_f1": 0.1}, {"epoch": 2, "val_average_precision": 0.2}]
-    run.trial(task, number).write_epochs(rows)
+    epochs = [{"epoch": 1, "val_average_precision": score, "val_f1": 0.1}, {"epoch": 2, "val_average_precision": 0.2}]
+    run.trial(task, number).write_epochs(epochs)
 
 
 @pytest.fixture
 def old(make_recipe: Make, tmp_path: Path) -> RunFolder:
-    """A run with 16 trials of crack and of another task, none of inactive."""
+    """Return a run with 16 trials of crack and of another task, and none of inactive."""
     tasks = {"crack": make_recipe().dump()["tasks"]["crack"], "fault": {"column": "inactive"}}
     run = Driver(make_recipe(name="old", tasks=tasks)).run
     for number in range(16):
@@ -50,7 +48,7 @@ def old(make_recipe: Make, tmp_path: Path) -> RunFolder:
 
 
 def begin(recipe: Recipe, *given: Any) -> tuple[Driver, str]:
-    """A search that begins so, or goes on; and what it tells."""
+    """Begin or resume a search with this warm start; return the search, and what is printed."""
     console = Console(record=True, width=300)
     run = RunFolder.of(recipe)
     known = begin_with(run, recipe, given, console)
@@ -63,20 +61,22 @@ def rates(driver: Driver, task: str) -> list[float]:
     return [lr for name, _, lr in sorted(run_down(driver)) if name == task]
 
 
-def test_the_default_comes_first_then_what_was_best_and_draws_are_near_it(make_recipe: Make, old: RunFolder) -> None:
+def test_the_default_comes_first_then_the_best_prior_trial_and_draws_are_near_it(
+    make_recipe: Make, old: RunFolder
+) -> None:
     recipe = unlimited(make_recipe, trials=8)
-    driver, told = begin(recipe, old.path)
+    driver, printed = begin(recipe, old.path)
     warm = rates(driver, "crack")
     assert warm[0] == 1e-3
-    assert warm[1] == Config(lr=10 ** (-4 + 13 / 8)).lr  # the nearest to BEST
+    assert warm[1] == 10 ** (-4 + 13 / 8)  # the nearest to BEST
     cold = rates(Driver(recipe.model_copy(update={"name": "cold"}), slots=1), "crack")
     off = [sum(abs(math.log10(lr / BEST)) for lr in drawn[2:]) for drawn in (warm, cold)]
     assert off[0] < off[1] / 2
-    assert f"warm start: crack: 16 of 16 trials of {old.path}, task crack" in told
-    assert f"warm start: inactive: {old.path} has no such task" in told
+    assert f"warm start: crack: 16 of 16 trials of {old.path}, task crack" in printed
+    assert f"warm start: inactive: {old.path} has no such task" in printed
 
 
-def test_what_was_best_comes_first_where_the_recipe_has_no_default(make_recipe: Make, old: RunFolder) -> None:
+def test_the_best_prior_trial_comes_first_if_the_recipe_has_no_default(make_recipe: Make, old: RunFolder) -> None:
     tasks = {"crack": {"trials": 2, "space": {"lr": {"loguniform": [1e-4, 1e-2]}}}}
     driver, _ = begin(make_recipe(tasks=tasks), old.path)
     driver.fill()
@@ -84,47 +84,48 @@ def test_what_was_best_comes_first_where_the_recipe_has_no_default(make_recipe: 
 
 
 def test_another_tasks_trials_can_be_asked_for(make_recipe: Make, old: RunFolder) -> None:
-    driver, told = begin(make_recipe(), f"{old.path}:inactive=fault")
+    driver, printed = begin(make_recipe(), f"{old.path}:inactive=fault")
     known = WarmStart.read(driver.run)
     assert (len(known.of("crack")), len(known.of("inactive"))) == (0, 16)
-    assert "inactive: 16 of 16 trials" in told
-    assert "crack" not in told
+    assert "inactive: 16 of 16 trials" in printed
+    assert "crack" not in printed
 
 
 def test_trials_that_are_not_used_are_counted_with_their_reasons(make_recipe: Make, old: RunFolder) -> None:
-    add(old, "crack", 16, status="diverged")
-    add(old, "crack", 17, status="unfinished")
+    add(old, "crack", 16, status=Status.DIVERGED)
+    add(old, "crack", 17, status=Status.UNFINISHED)
     add(old, "crack", 18, unfreeze_epoch=1)  # a choice of 0 and 2
     task = make_recipe().dump()["tasks"]["crack"] | {"trials": 20}
     task["space"] = task["space"] | {"lr": {"loguniform": [2e-4, 2e-2]}}
-    driver, told = begin(make_recipe(tasks={"crack": task}), old.path)
-    assert len(WarmStart.read(driver.run).seeds) == 13
-    assert "13 of 19 trials of" in told
-    assert "; 3 not: lr outside of the space; 1 not: diverged; 1 not: unfinished; 1 not: unfreeze_epoch outside" in told
+    driver, printed = begin(make_recipe(tasks={"crack": task}), old.path)
+    assert len(WarmStart.read(driver.run).trials) == 13
+    assert "13 of 19 trials of" in printed
+    reasons = "; 3 not: lr outside of the space; 1 not: diverged; 1 not: unfinished; 1 not: unfreeze_epoch outside"
+    assert reasons in printed
 
 
 def test_the_score_is_the_best_by_the_new_searchs_metric(make_recipe: Make, old: RunFolder) -> None:
     driver, _ = begin(make_recipe(search={"metric": "f1"}), old.path)
-    assert {seed.score for seed in WarmStart.read(driver.run).seeds} == {0.1}
-    with_less, told = begin(make_recipe(name="less", search={"metric": "f1_at_half"}), old.path)
-    assert WarmStart.read(with_less.run).seeds == []
-    assert "0 of 16 trials" in told
-    assert "16 not: val_f1_at_half was not measured" in told
+    assert {trial.score for trial in WarmStart.read(driver.run).trials} == {0.1}
+    with_less, printed = begin(make_recipe(name="less", search={"metric": "f1_at_half"}), old.path)
+    assert WarmStart.read(with_less.run).trials == []
+    assert "0 of 16 trials" in printed
+    assert "16 not: val_f1_at_half was not measured" in printed
 
 
-def test_a_null_of_the_old_config_is_what_its_recipe_said(make_recipe: Make, old: RunFolder) -> None:
+def test_a_null_in_a_prior_config_is_replaced_by_what_its_recipe_said(make_recipe: Make, old: RunFolder) -> None:
     task = make_recipe().dump()["tasks"]["crack"] | {"space": {"rotation": {"uniform": [0, 90]}}}
     driver, _ = begin(make_recipe(tasks={"crack": task}), old.path)
-    assert {seed.config.rotation for seed in WarmStart.read(driver.run).seeds} == {0}
+    assert {trial.config.rotation for trial in WarmStart.read(driver.run).trials} == {0}
 
 
-def test_a_resumed_search_is_the_same_when_the_old_run_is_gone(make_recipe: Make, old: RunFolder) -> None:
+def test_a_resumed_search_makes_the_same_draws_after_the_old_run_is_deleted(make_recipe: Make, old: RunFolder) -> None:
     recipe = unlimited(make_recipe, trials=6)
     undisturbed = run_down(begin(recipe.model_copy(update={"name": "undisturbed"}), old.path)[0])
     seen = []
     for session in range(4):
-        driver, told = begin(recipe, old.path)
-        assert ("warm start" in told) == (session == 0)  # nothing to be said: it goes on as it began
+        driver, printed = begin(recipe, old.path)
+        assert ("warm start" in printed) == (session == 0)  # it resumes as it began
         shutil.rmtree(old.path, ignore_errors=True)
         driver.fill()
         trial_id, config = next(iter(driver.live.items()))
@@ -134,40 +135,42 @@ def test_a_resumed_search_is_the_same_when_the_old_run_is_gone(make_recipe: Make
     assert seen + run_down(Driver(recipe, slots=1)) == undisturbed
 
 
-def test_a_begun_search_keeps_its_own_start_and_says_so(make_recipe: Make, old: RunFolder, tmp_path: Path) -> None:
+def test_a_search_that_has_begun_keeps_its_warm_start_and_says_so(
+    make_recipe: Make, old: RunFolder, tmp_path: Path
+) -> None:
     recipe = make_recipe()
     driver, _ = begin(recipe, old.path)
     driver.fill()
-    before = driver.run.file(FILE).read_text()
+    before = driver.run.warm_start.read_text()
     other = f"{tmp_path / 'gone'}:crack=fault"
-    _, told = begin(recipe, other)
-    assert f"warm start: tiny began with {old.path}, and goes on so; {other} is for a search of another name" in told
-    assert driver.run.file(FILE).read_text() == before
+    _, printed = begin(recipe, other)
+    assert f"warm start: tiny began with {old.path}, and keeps to that; {other} needs another recipe name" in printed
+    assert driver.run.warm_start.read_text() == before
     assert begin(recipe)[1] == ""
     cold, _ = begin(make_recipe(name="cold"))
     cold.fill()
     assert "cold began without one" in begin(make_recipe(name="cold"), old.path)[1]
-    assert not cold.run.file(FILE).exists()
+    assert not cold.run.warm_start.exists()
 
 
-def test_before_the_first_trial_it_may_change(make_recipe: Make, old: RunFolder) -> None:
+def test_before_the_first_trial_the_warm_start_may_change(make_recipe: Make, old: RunFolder) -> None:
     driver, _ = begin(make_recipe(), old.path)
     begin(make_recipe())
-    assert WarmStart.read(driver.run).seeds == []
+    assert WarmStart.read(driver.run).trials == []
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("nowhere", "nowhere: is not a run folder"),
         ("old:crak=fault", r"no such task 'crak'\n    -> tasks: crack, inactive"),
         ("old:crack=defect", "has no task defect\n    -> it has crack, fault: RUN:TASK=OTHER"),
     ],
 )
-def test_a_warm_start_from_nothing_is_refused(
-    given: str, told: str, make_recipe: Make, old: RunFolder, tmp_path: Path
+def test_a_warm_start_without_a_run_or_a_task_is_refused(
+    given: str, message: str, make_recipe: Make, old: RunFolder, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         begin(make_recipe(), f"{tmp_path}/{given}")
 
 
@@ -177,45 +180,43 @@ def test_a_run_with_none_of_the_tasks_is_refused(make_recipe: Make, old: RunFold
         begin(make_recipe(tasks={"inactive": task}), old.path)
 
 
-def test_the_command_line_passes_it_on(make_recipe: Make, tmp_path: Path) -> None:
+def test_the_command_line_passes_the_warm_start_on(make_recipe: Make, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(make_recipe().dump()))
-    told = CliRunner().invoke(app, ["tune", str(tmp_path / "recipe.yaml"), "--warm-start", f"{tmp_path}/nowhere"])
-    assert isinstance(told.exception, BadInput)
-    assert "nowhere: is not a run folder" in str(told.exception)
+    result = CliRunner().invoke(app, ["tune", str(tmp_path / "recipe.yaml"), "--warm-start", f"{tmp_path}/nowhere"])
+    assert isinstance(result.exception, BadInput)
+    assert "nowhere: is not a run folder" in str(result.exception)
 
 
-@pytest.mark.slow  # 20 s
+@pytest.mark.slow
 def test_a_search_from_an_old_runs_trials_and_body_has_winners_of_its_own(
     make_recipe: Make, finished: RunFolder, tmp_path: Path
 ) -> None:
     before = copy_run(finished, tmp_path / "before")
     for trial in before.trials():  # no trial of the new search can be as good
-        rows = trial.epochs().assign(val_average_precision=1.0)
-        trial.write_epochs(rows.to_dict("records"))  # type: ignore[arg-type]
-    best = winners.choose(finished)["crack"]
+        trial.folder.write_epochs(rows(trial.folder.epochs().assign(val_average_precision=1.0)))
+    best = choose(finished, finished.recipe())["crack"]
     task = make_recipe().dump()["tasks"]["crack"] | {"trials": 2}
     task["default"]["weights"] = str(best.checkpoint)
     recipe = make_recipe(tasks={"crack": task}, search={"max_epochs": 1})
     ovr_ray.run(recipe, warm_start=[before.path])
     run = RunFolder.of(recipe)
-    assert len(WarmStart.read(run).seeds) == 3
-    assert json.loads(run.file(FILE).read_text())["from"] == [str(before.path)]
-    assert [trial.name for trial in run.trials()] == ["crack-0000", "crack-0001"]
-    records = [trial.record()["config"] for trial in run.trials()]
-    assert records[0]["lr"] == 1e-3
-    assert {record["weights"] for record in records} == {str(best.checkpoint)}
-    winner = winners.choose(run)["crack"]
+    assert len(WarmStart.read(run).trials) == 3
+    assert json.loads(run.warm_start.read_text())["from"] == [str(before.path)]
+    assert [trial.folder.name for trial in run.trials()] == ["crack-0000", "crack-0001"]
+    configs = [trial.record.config for trial in run.trials()]
+    assert configs[0].lr == 1e-3
+    assert {config.weights for config in configs} == {str(best.checkpoint)}
+    winner = choose(run, run.recipe())["crack"]
     assert winner.checkpoint.is_relative_to(run.path)
-    assert ovr_ray.status(run).loc["crack", ["begun", "best"]].tolist() == [
-        2,
-        winner.card.metrics["val_average_precision"],
-    ]
+    counts = ovr_ray.status(run)
+    assert counts.loc["crack", "begun"] == 2
+    assert counts.loc["crack", "best"] == winner.card.metrics["val_average_precision"]
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_before_anything_trains(
     make_recipe: Make, finished: RunFolder
 ) -> None:
     task = make_recipe().dump()["tasks"]["crack"]
-    task["default"] |= {"weights": str(winners.choose(finished)["crack"].checkpoint), "backbone": "resnet18"}
+    task["default"] |= {"weights": str(choose(finished, finished.recipe())["crack"].checkpoint), "backbone": "resnet18"}
     with pytest.raises(BadInput, match=r"tasks\.crack: backbone 'resnet18', .*is a checkpoint of backbone 'shuffle"):
         ovr_ray.tune(make_recipe(tasks={"crack": task}))

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from upath import UPath
+
+import ovr_ray
+from ovr_ray.errors import BadInput
+from ovr_ray.recipe import TableFormat
+from ovr_ray.results import write_table
+from ovr_ray.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: RunFolder, cells: Path) -> pd.DataFrame:
+    """Return the predictions of all cells as one table."""
+    return ovr_ray.predict(finished, [str(cells / "data.csv")])
+
+
+@pytest.fixture(scope="module")
+def parts(finished: RunFolder, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of Parquet parts, with 30 images each; no test changes it."""
+    folder = tmp_path_factory.mktemp("parts")
+    ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(folder), part_size=30)
+    return folder
+
+
+def concatenated(folder: Path) -> pd.DataFrame:
+    """Return the Parquet parts of a folder as one table."""
+    return pd.concat(map(pd.read_parquet, sorted(folder.glob("part-*.parquet"))), ignore_index=True)
+
+
+def assert_alike(table: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Compare up to rounding: batches of other sizes are added up in another order."""
+    pd.testing.assert_frame_equal(table, other, check_dtype=False, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_the_parts_together_are_the_one_table_and_are_predicted_once(
+    form: TableFormat, finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    done = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
+    assert [file.name for file in done.files] == [f"part-0000{number}.{form}" for number in range(3)]
+    assert (done.images, done.unreadable, done.already) == (80, 0, 0)
+    if form == "csv":
+        tables = [pd.read_csv(file, sep=";", keep_default_na=False) for file in done.files]
+        assert_alike(pd.concat(tables, ignore_index=True), undisturbed)
+    else:
+        assert_alike(pd.read_parquet(tmp_path / "out"), undisturbed)  # readers take the folder as it is
+    again = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
+    assert (again.images, again.already) == (0, 80)
+
+
+def test_a_part_that_is_missing_is_predicted_again_and_no_other(
+    finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    arguments = (finished, [str(cells / "data.csv")], str(tmp_path))
+    files = ovr_ray.predict_parts(*arguments, part_size=30).files
+    files[1].unlink()
+    written = [file.stat().st_mtime_ns for file in (files[0], files[2])]
+    again = ovr_ray.predict_parts(*arguments, part_size=30)
+    assert (again.images, again.already) == (30, 50)
+    assert [file.stat().st_mtime_ns for file in (files[0], files[2])] == written
+    assert_alike(concatenated(tmp_path), undisturbed)
+
+
+def test_unreadable_images_are_counted(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("filename\nimages/cell00.png\nimages/gone.png\nimages/gone, too.png\n")
+    paths = [str(tmp_path / "names.csv")]
+    done = ovr_ray.predict_parts(finished, paths, str(tmp_path / "out"), str(cells), part_size=2)
+    assert (done.images, done.unreadable) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "names", "message"),
+    [
+        ("parquet", 40, "data.csv", "its parts differ in part_size: 30, and now 40"),
+        ("csv", 30, "data.csv", "its parts differ in format: parquet, and now csv"),
+        ("parquet", 30, "images/cell00.png", "how many images: 80, and now 1"),
+    ],
+)
+def test_parts_of_something_else_are_refused_and_kept(
+    form: TableFormat, size: int, names: str, message: str, finished: RunFolder, cells: Path, parts: Path
+) -> None:
+    before = {file.name: file.read_bytes() for file in parts.iterdir()}
+    with pytest.raises(BadInput) as caught:
+        ovr_ray.predict_parts(finished, [str(cells / names)], str(parts), None, form, size)
+    assert {file.name: file.read_bytes() for file in parts.iterdir()} == before
+    assert message in str(caught.value)
+    assert "give another folder" in str(caught.value)
+
+
+def test_parts_of_unknown_origin_are_refused(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_text("what is this")
+    with pytest.raises(BadInput, match="nobody knows the origin of"):
+        ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path))
+
+
+def test_an_output_that_is_a_file_is_refused(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(BadInput, match="out: is a file"):
+        ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_a_table_is_written_by_the_suffix_of_its_file(name: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"filename": ["a.png"], "crack_probability": [0.25], "crack": [0], "error": [""]})
+    write_table(table, UPath(tmp_path / name))
+    file = tmp_path / name
+    read = pd.read_csv(file, sep=";", keep_default_na=False) if name.endswith(".csv") else pd.read_parquet(file)
+    pd.testing.assert_frame_equal(read, table)
+
+
+IN_PARTS_OF_TWO = """
+import sys, ovr_ray
+ovr_ray.predict_parts(sys.argv[1], sys.argv[3:], sys.argv[2], part_size=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_resumes_with_the_parts_that_are_missing(
+    finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    names = [str(cells / "data.csv")] * 2  # more images than are predicted without a cluster
+    command = [sys.executable, "-c", IN_PARTS_OF_TWO, str(finished.path), str(tmp_path), *names]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not (whole := list(tmp_path.glob("part-*"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait(30)
+    before = {file: file.stat().st_mtime_ns for file in whole}
+    time.sleep(2)  # Ray ends with its driver
+    count = len(list(tmp_path.glob("part-*")))
+    assert count < 80
+    done = ovr_ray.predict_parts(finished, names, str(tmp_path), part_size=2)
+    assert (done.images, done.already) == (160 - 2 * count, 2 * count)
+    assert {file: file.stat().st_mtime_ns for file in whole} == before
+    assert_alike(concatenated(tmp_path), pd.concat([undisturbed] * 2, ignore_index=True))
