@@ -5,7 +5,7 @@ BIN := .venv/bin
 STORAGE ?= runs
 TESTED := torch==2.14.1 torchvision==0.29.1 ray==2.60.0
 
-.PHONY: env demo test test-all lint lock
+.PHONY: env demo test test-all lint docs lock
 
 env: .venv/made  ## the environment, in .venv: made once, made again when pyproject.toml or the lock has changed
 
@@ -32,6 +32,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env  ## the pages of the Python API, in build/api
+	$(BIN)/python docs/api.py
 
 lock:  ## constraints.txt anew: the newest releases beside those that the project was tested with
 	venv=$$(mktemp -d) && trap "rm -rf $$venv" EXIT && $(PYTHON) -m venv $$venv && \

@@ -1,4 +1,4 @@
-"""What `make demo` promises, read from the run folder that it left."""
+"""Check the results of `make demo` in its run folder: `python .ci/check_demo.py RUN`."""
 
 import json
 import sys

@@ -20,14 +20,14 @@ import pandas as pd
 
 
 def prepare(source: Path, output: Path) -> pd.DataFrame:
-    """Copy the images and derive the labels; what is there already is left alone.
+    """Copy the images that do not exist yet, write the labels, and return their table.
 
     Parameters
     ----------
     source : Path
         The package's ``data`` folder: ``labels.csv`` and ``images/``.
     output : Path
-        Folder that gets ``data.csv`` and ``images/``.
+        Folder in which ``data.csv`` and ``images/`` are written.
     """
     raw = pd.read_csv(source / "labels.csv", sep=r"\s+", header=None, names=["filename", "probability", "module"])
     table = pd.DataFrame(
@@ -41,12 +41,12 @@ def prepare(source: Path, output: Path) -> pd.DataFrame:
     for name in table.filename:
         if not (output / name).exists():
             shutil.copyfile(source / name, output / name)
-    table.to_csv(output / "data.csv", sep=";", index=False)  # last: its presence says that all is there
+    table.to_csv(output / "data.csv", sep=";", index=False)  # last: if it exists, everything does
     return table
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line, and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "elpv", help="default: data/elpv")
     output = parser.parse_args().output

@@ -1,4 +1,4 @@
-"""Images that look like solar cells, with cracks and inactive regions at chosen rates. For tests and for scale.
+"""Images that look like solar cells, with cracks and inactive regions at chosen rates, for tests and large data sets.
 
 python data/synthetic.py OUTPUT [--count 2000] [--size 300] [--crack 0.22] [--inactive 0.06] [--seed 0] [--areas]
 """
@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 RATES = {"crack": 0.22, "inactive": 0.06}
 AREAS = 3
-"""A side, of the areas that can have labels, too."""
+"""Number of areas along each side of an image; each area can have labels."""
 
 
 def draw(size: int, crack: bool, inactive: bool, rng: np.random.Generator) -> Image.Image:
-    """One cell: a bright square with busbars, grain and vignette; dark jagged lines are cracks, dark areas inactive."""
+    """Draw a cell: a bright square with busbars, grain and vignette; cracks are dark lines, inactive areas are dark."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     cell = rng.uniform(140, 190) - 35 * (x**2 + y**2) + rng.normal(0, 6, (size, size))
     for bar in np.linspace(0, size, 5)[1:-1].astype(int):
@@ -40,9 +40,9 @@ def draw(size: int, crack: bool, inactive: bool, rng: np.random.Generator) -> Im
 
 
 def area_labels(images: Iterable[Image.Image]) -> pd.DataFrame:
-    """Eighteen labels that hang together: in which images each of 3 x 3 areas is dark, and in which it is uneven.
+    """Return eighteen correlated labels: whether each of 3 x 3 areas of an image is dark, and whether it is uneven.
 
-    The darkest, or the most uneven, 40 % of the images of one area have its label, down to 5 % of another's.
+    The share of images with a label, the darkest or the most uneven ones, falls from 40 % to 5 % over the labels.
     """
     seen = []
     for image in images:
@@ -63,10 +63,10 @@ def generate(
     seed: int = 0,
     areas: bool = False,
 ) -> pd.DataFrame:
-    """Write ``images/*.png`` and ``data.csv`` (``filename;crack;inactive``); returns the table.
+    """Write ``images/*.png`` and ``data.csv`` (``filename;crack;inactive``), and return the table.
 
-    Each label has exactly ``round(rate * count)`` positives (independent of each other). The same seed draws the same
-    images. With ``areas`` there are twenty labels: those of :func:`area_labels`, too.
+    Each label has exactly ``round(rate * count)`` positives, independent of the other label. The same seed draws the
+    same images. With ``areas`` there are twenty labels: these two, and those of :func:`area_labels`.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"filename": [f"images/cell{i:0{len(str(count))}}.png" for i in range(count)]})
@@ -83,13 +83,13 @@ def generate(
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line, and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--size", type=int, default=300, help="pixels a side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--areas", action="store_true", help="eighteen labels more: what the image's areas are like")
+    parser.add_argument("--areas", action="store_true", help="add eighteen labels of areas of the image")
     for label, rate in RATES.items():
         parser.add_argument(f"--{label}", type=float, default=rate, help=f"share of images with it, default {rate}")
     given = parser.parse_args()

@@ -1,8 +1,8 @@
 """Temporary hosts on this machine, so that `ray up` really runs, over real ssh.
 
-Each host has network, pid, mount, uts and ipc namespaces of its own: an address on a bridge without a way out, processes
-that no other host sees (``ray up`` runs ``ray stop``, which ends every Ray that it sees), a home, a /tmp and a Python
-environment that it may change. All other files are shared, as over NFS.
+Each host has network, pid, mount, uts and ipc namespaces of its own: an address on a bridge without a way out,
+processes that no other host sees (``ray up`` runs ``ray stop``, which ends every Ray that it sees), a home, a /tmp and
+a Python environment that it may change. All other files are shared, as over NFS.
 """
 
 from __future__ import annotations

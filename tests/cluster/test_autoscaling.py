@@ -1,4 +1,4 @@
-"""Ray's real autoscaler, with nodes that are processes on this machine: it starts without GPUs, and adds all at once."""
+"""Ray's real autoscaler, with nodes that are processes of this machine: GPUs are added on demand, all at once."""
 
 from __future__ import annotations
 

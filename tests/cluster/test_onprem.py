@@ -12,7 +12,7 @@ import pytest
 
 from data.elpv import prepare
 from ovr_ray.runs import RunFolder, Status
-from tests.cluster.conftest import Cluster
+from tests.cluster.cluster import Cluster
 from tests.support import PATIENCE
 
 TASKS = {"defective", "monocrystalline"}
@@ -48,7 +48,7 @@ def test_without_the_token_nobody_can_submit_a_job(cluster: Cluster) -> None:
     assert "403" in wrong.stdout or "Forbidden" in wrong.stdout, wrong.stdout
 
 
-def test_storage_that_a_worker_does_not_see_is_refused_and_the_worker_is_named(
+def test_storage_that_a_worker_does_not_see_is_refused_with_the_workers_name(
     cluster: Cluster, quickstart: list[str]
 ) -> None:
     refused = cluster.submit("python", "jobs/tune.py", *quickstart, "--set=storage=/tmp/on-this-host-alone")
@@ -59,7 +59,7 @@ def test_storage_that_a_worker_does_not_see_is_refused_and_the_worker_is_named(
 
 def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluster, quickstart: list[str]) -> None:
     running = cluster.start_job("python", "jobs/tune.py", *quickstart)
-    cluster.print("ray job submit of the quickstart")
+    cluster.log("ray job submit of the quickstart")
 
     def wait_for_epochs(hosts: set[str], tasks: set[str], what: str, since: float = 0) -> None:
         def happened() -> bool:
@@ -72,15 +72,15 @@ def test_a_search_uses_every_worker_and_survives_the_loss_of_one(cluster: Cluste
     wait_for_epochs({"w1", "w2"}, set(), "both workers train")
     cluster.hosts.crash("w1")
     crashed = time.time()
-    cluster.print("every process of w1 has been killed")
+    cluster.log("every process of w1 has been killed")
     wait_for_epochs({"w2"}, TASKS, "w2 has trained both tasks", crashed)
     cluster.hosts.boot("w1")
     booted = time.time()
-    cluster.print("w1 is started again")
+    cluster.log("w1 is switched on again")
     wait_for_epochs({"w1"}, TASKS, "w1 is back and has trained both tasks", booted)
     log = running.communicate(timeout=2 * PATIENCE)[0]  # the rest of a search on three hosts that share two cores
     assert running.returncode == 0, log
-    cluster.print("the search has ended")
+    cluster.log("the search has ended")
     run = RunFolder.open(cluster.shared / "runs" / "quickstart")
     trials = run.trials()
     assert [trial.record.task for trial in trials] == ["defective"] * 18 + ["monocrystalline"] * 18
@@ -96,7 +96,7 @@ def test_combine_and_evaluate_run_as_jobs(cluster: Cluster) -> None:
     for job in ("combine", "evaluate"):
         done = cluster.submit("python", f"jobs/{job}.py", str(run.path))
         assert done.returncode == 0, done.stdout
-        cluster.print(f"{job} has ended")
+        cluster.log(f"{job} has ended")
     assert set(json.loads((run.path / "metrics.json").read_text())["tasks"]) == TASKS
 
 

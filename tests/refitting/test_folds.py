@@ -10,7 +10,7 @@ import pytest
 from ovr_ray.errors import BadInput
 from ovr_ray.images import LabelTable, read_labels
 from ovr_ray.recipe import Recipe
-from ovr_ray.refitting.folds import NONE, assign, labels_of
+from ovr_ray.refitting.folds import NONE, assign, chosen_labels
 
 FOLDS = 4
 Make = Callable[..., Recipe]
@@ -20,7 +20,7 @@ def table_of(recipe: Recipe) -> LabelTable:
     return read_labels(recipe.data, recipe.tasks)
 
 
-def test_every_image_that_counts_is_held_out_once_and_none_of_the_test_part(make_recipe: Make) -> None:
+def test_every_image_that_counts_is_held_out_once_and_none_of_the_test_split(make_recipe: Make) -> None:
     recipe = make_recipe()
     table = table_of(recipe).without([0, 1])
     folds = assign(table, "crack", recipe.data, FOLDS, seed=0)
@@ -28,7 +28,7 @@ def test_every_image_that_counts_is_held_out_once_and_none_of_the_test_part(make
     assert ((folds != NONE) == counts).all()
     assert set(folds[counts]) == set(range(FOLDS))
     for number in range(FOLDS):
-        held_out = labels_of(table, "crack", folds == number)
+        held_out = chosen_labels(table, "crack", folds == number)
         assert np.isfinite(held_out).sum() == (folds == number).sum()
 
 
@@ -36,13 +36,13 @@ def test_folds_have_equal_shares_of_positives_and_follow_from_the_seed(make_reci
     recipe = make_recipe()
     table = table_of(recipe)
     folds = assign(table, "inactive", recipe.data, FOLDS, seed=3)
-    positives = [np.nansum(labels_of(table, "inactive", folds == number)) for number in range(FOLDS)]
+    positives = [np.nansum(chosen_labels(table, "inactive", folds == number)) for number in range(FOLDS)]
     assert max(positives) - min(positives) <= 1
     assert np.array_equal(folds, assign(table, "inactive", recipe.data, FOLDS, seed=3))
     assert not np.array_equal(folds, assign(table, "inactive", recipe.data, FOLDS, seed=4))
 
 
-def test_a_group_is_not_torn(make_recipe: Make, cells: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_group_are_in_one_fold(make_recipe: Make, cells: Path, tmp_path: Path) -> None:
     labels = pd.read_csv(cells / "data.csv", sep=";")
     labels["panel"] = [f"panel {row % 20}" for row in range(len(labels))]
     labels.loc[:9, "panel"] = ""  # each a group of its own

@@ -18,32 +18,33 @@ import torch
 import ovr_ray
 from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.images import read_image, read_labels
-from ovr_ray.joint import Refinement, load_torchscript, winners
+from ovr_ray.joint import Refinement, load_torchscript, read_winners
+from ovr_ray.joint.winners import last_of
 from ovr_ray.model import choose_threshold, load_sub_model
-from ovr_ray.runs import RunFolder
-from tests.support import PATIENCE, copy_run, end
+from ovr_ray.runs import RefitRecord, RunFolder, Status
+from tests.support import PATIENCE, copy_run, end, rows
 
 pytestmark = pytest.mark.slow
-FOLDS = 3  # of two, the images held out could be as many of each class as those trained on
+FOLDS = 3  # with two, as many images of each class could be held out as are trained on
 TASK = "crack"
 
 
 def on_cpus(run: RunFolder) -> RunFolder:
-    """The GPUs of the tests' Ray are declared only."""
-    recipe = (run.path / "recipe.yaml")
+    """Change the recipe so that folds hold no GPU; those of the tests' Ray are only declared."""
+    recipe = run.path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("gpu: auto", "gpu: 0"))
     return run
 
 
 @pytest.fixture(scope="module")
 def refitted(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """With one task as folds."""
+    """Return a run of which one task was refitted."""
     return ovr_ray.refit(copy_run(finished, tmp_path_factory.mktemp("refitted")), FOLDS, tasks=[TASK])
 
 
 @pytest.fixture
 def run(refitted: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy that a test may spoil."""
+    """Return a copy that a test may change."""
     return copy_run(refitted, tmp_path)
 
 
@@ -61,25 +62,24 @@ def pixels(run: RunFolder, filenames: pd.Series) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_no_image_is_predicted_by_a_model_that_was_trained_on_it(refitted: RunFolder) -> None:
+def test_no_image_is_predicted_by_a_sub_model_that_was_trained_on_it(refitted: RunFolder) -> None:
     table = out_of_fold(refitted)
     for number in range(FOLDS):
         fold = refitted.refit.fold(TASK, number)
         held_out, others = table[table.fold == number], table[table.fold != number]
-        member = winners.last_of(fold)
+        member = last_of(fold)
         assert member is not None
         sub_model = load_sub_model(member.checkpoint, member.card)
         assert sub_model(pixels(refitted, held_out.filename)).numpy() == pytest.approx(held_out.logit, abs=1e-4)
         seen = pixels(refitted, others.filename) / 255
         assert member.card.mean == pytest.approx([seen.mean().item()], abs=1e-5)
-        for part, images in (("train", others), ("val", held_out)):
+        for split, images in (("train", others), ("val", held_out)):
             for outcomes, label in (("tp", "fn"), 1), (("tn", "fp"), 0):
-                assert (
-                    sum(fold.epochs()[f"{part}_{name}"] for name in outcomes) == (images.label == label).sum()
-                ).all()
+                counted = fold.epochs()[[f"{split}_{name}" for name in outcomes]].sum(axis=1)
+                assert (counted == (images.label == label).sum()).all()
 
 
-def test_all_of_train_and_validation_is_held_out_once_and_nothing_of_test(refitted: RunFolder) -> None:
+def test_every_image_of_train_and_val_is_held_out_once_and_none_of_test(refitted: RunFolder) -> None:
     split, table = refitted.split(), out_of_fold(refitted)
     assert sorted(table.filename) == sorted(split.filename[split.part != "test"])
     truth = read_labels(refitted.recipe().data, refitted.recipe().tasks).named(table.filename).labels[TASK]
@@ -87,7 +87,7 @@ def test_all_of_train_and_validation_is_held_out_once_and_nothing_of_test(refitt
 
 
 def test_a_fold_is_trained_as_long_as_the_winner_was_and_keeps_one_checkpoint(refitted: RunFolder) -> None:
-    winner = winners.read(refitted)[TASK]
+    winner = read_winners(refitted)[TASK]
     for number in range(FOLDS):
         fold = refitted.refit.fold(TASK, number)
         epochs = fold.epochs()
@@ -97,12 +97,12 @@ def test_a_fold_is_trained_as_long_as_the_winner_was_and_keeps_one_checkpoint(re
         assert [folder.name for folder in fold.checkpoints()] == [f"checkpoint-{winner.card.epoch:04d}"]
 
 
-def test_finished_folds_are_kept_one_goes_on_from_its_checkpoint_and_one_made_anew_is_the_same(run: RunFolder) -> None:
+def test_complete_folds_are_kept_one_resumes_from_its_checkpoint_and_one_made_again_is_the_same(run: RunFolder) -> None:
     before, folds = out_of_fold(run), [run.refit.fold(TASK, number) for number in range(FOLDS)]
     epochs = [fold.epochs() for fold in folds]
     (run.refit.path / f"{TASK}.csv").unlink()
     (folds[0].path / "predictions.csv").unlink()
-    folds[0].write_epochs(epochs[0][:-1].to_dict("records"))  # type: ignore[arg-type]
+    folds[0].write_epochs(rows(epochs[0][:-1]))
     shutil.rmtree(str(folds[1].path))
     kept = (folds[2].path / "predictions.csv").stat().st_mtime_ns
     ovr_ray.refit(run, FOLDS, tasks=[TASK])
@@ -113,16 +113,16 @@ def test_finished_folds_are_kept_one_goes_on_from_its_checkpoint_and_one_made_an
 
 
 def test_folds_may_see_images_of_another_size_than_their_winner(run: RunFolder) -> None:
-    assert winners.read(run)[TASK].card.image_size == 32
+    assert read_winners(run)[TASK].card.image_size == 32
     shutil.rmtree(str(run.refit.path))
     ovr_ray.refit(run, 2, tasks=[TASK], image_size=24)
-    members = [winners.last_of(run.refit.fold(TASK, number)) for number in range(2)]
+    members = [last_of(run.refit.fold(TASK, number)) for number in range(2)]
     assert [(m.card.image_size, m.card.config["image_size"]) for m in members if m] == [(24, 24)] * 2
     ovr_ray.combine(run, tasks=[TASK], source="refit")
     model, _ = load_torchscript((run.path / "joint.pt").read_bytes())
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 1)
     assert json.loads((run.path / "winners.json").read_text())[TASK]["config"]["image_size"] == 24
-    ovr_ray.refit(run, 2, tasks=[TASK])  # goes on with what was begun
+    ovr_ray.refit(run, 2, tasks=[TASK])  # keeps the size that it began with
     with pytest.raises(BadInput, match=r"at 24 pixels, and would be from .* at 32 pixels now"):
         ovr_ray.refit(run, 2, tasks=[TASK], image_size=32)
 
@@ -130,14 +130,15 @@ def test_folds_may_see_images_of_another_size_than_their_winner(run: RunFolder) 
 def test_a_refit_of_something_else_is_refused_with_the_difference(run: RunFolder) -> None:
     with pytest.raises(BadInput, match=r"folds: was 3 when the refit began and is 4 now[\s\S]*delete "):
         ovr_ray.refit(run, 4, tasks=[TASK])
-    winner = winners.read(run)[TASK].trial
-    other = next(t.name for t in run.trials() if t.record()["task"] == TASK and t.name != winner)
+    winner = read_winners(run)[TASK].trial
+    names = [trial.folder.name for trial in run.trials([TASK])]
+    other = next(name for name in names if name != winner)
     ovr_ray.combine(run, {TASK: other})
     with pytest.raises(BadInput, match=rf"made from {winner}@\d+ at 32 pixels, and would be from {other}@\d+ at 32"):
         ovr_ray.refit(run, FOLDS, tasks=[TASK])
 
 
-def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
+def test_a_refit_that_is_impossible_is_refused_with_the_reason(run: RunFolder) -> None:
     with pytest.raises(BadInput, match="no such task"):
         ovr_ray.refit(run, tasks=["dust"])
     with pytest.raises(BadInput, match=r"--workers 9: task 'crack' has batches of 16[\s\S]*--workers 9: task"):
@@ -147,21 +148,22 @@ def test_what_cannot_be_refitted_is_told(run: RunFolder) -> None:
     for size in (4, 64):
         with pytest.raises(BadInput, match=rf"task 'crack': cannot be refitted at {size} pixels.*stored with 32"):
             ovr_ray.refit(run, image_size=size)
-    last = next(t for t in run.trials() if t.record()["task"] == TASK and t.record()["status"] == "finished")
-    ovr_ray.combine(run, {TASK: f"{last.name}@3"})
-    recipe = (run.path / "recipe.yaml")
+    last = next(trial for trial in run.trials([TASK]) if trial.record.status == Status.FINISHED)
+    ovr_ray.combine(run, {TASK: f"{last.folder.name}@3"})
+    recipe = run.path / "recipe.yaml"
     whole = recipe.read_text()
     recipe.write_text(whole.replace("max_epochs: 3", "max_epochs: 1"))
     with pytest.raises(BadInput, match="has 3 epochs, this run's trials have 1 at most"):
         ovr_ray.refit(run)
     recipe.write_text(whole)
-    shutil.rmtree(run.refit.path)
+    shutil.rmtree(str(run.refit.path))
     with pytest.raises(BadInput, match="--folds 60, task 'crack': needs images of both classes"):
         ovr_ray.refit(run, 60, tasks=[TASK])
-    assert not run.refit.record()  # another number may be tried
+    assert run.refit.record() == RefitRecord()  # another number may be tried
     (run.path / "winners.json").unlink()
     for trial in run.trials():
-        trial.write_record(trial.record() | {"status": "failed", "reason": "CUDA out of memory"})
+        failed = {"status": Status.FAILED, "reason": "CUDA out of memory"}
+        trial.folder.write_record(trial.record.model_copy(update=failed))
     with pytest.raises(RunFailed, match="no trial of task 'crack' came to its end"):
         ovr_ray.refit(run, tasks=[TASK])
 
@@ -172,18 +174,20 @@ def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of
     probability = torch.from_numpy(table.logit.to_numpy(copy=True)).sigmoid().numpy()
     expected = pytest.approx([choose_threshold(table.label.to_numpy(), probability)], abs=1e-5)
     joint, metadata = load_torchscript((run.path / "joint.pt").read_bytes())
-    assert metadata["thresholds"] == expected
+    assert metadata.thresholds == expected
     assert joint.thresholds.tolist() == expected
-    assert metadata["winners"][TASK].startswith(f"mean of {FOLDS} folds of crack-000")
-    assert set(metadata["metrics"][TASK]) == {f"out_of_fold_{name}" for name in ("f1", "average_precision", "brier")}
+    assert metadata.winners[TASK].startswith(f"mean of {FOLDS} folds of crack-000")
+    assert set(metadata.metrics[TASK]) == {f"out_of_fold_{name}" for name in ("f1", "average_precision", "brier")}
     batch = pixels(run, table.filename[:4])
-    members = [winners.last_of(run.refit.fold(TASK, number)) for number in range(FOLDS)]
+    members = [last_of(run.refit.fold(TASK, number)) for number in range(FOLDS)]
     with torch.inference_mode():
         mean = torch.stack([load_sub_model(m.checkpoint, m.card)(batch) for m in members if m]).mean(0)
         assert torch.allclose(joint(batch)[:, 0], mean.sigmoid(), atol=1e-4)
-    told = json.loads((run.path / "winners.json").read_text())[TASK]
-    assert told["from"] == "refit"
-    assert [name.partition("@")[0] for name in told["members"]] == [f"{TASK}-fold-{number}" for number in range(FOLDS)]
+    winner = json.loads((run.path / "winners.json").read_text())[TASK]
+    assert winner["from"] == "refit"
+    assert [name.partition("@")[0] for name in winner["members"]] == [
+        f"{TASK}-fold-{number}" for number in range(FOLDS)
+    ]
     metrics = ovr_ray.evaluate(model)
     assert "validation" not in metrics  # it was trained on that
     assert set(pd.read_csv((run.path / "predictions.csv").open(), sep=";").part) == {"test"}
@@ -192,11 +196,13 @@ def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of
 
 def test_flips_and_calibration_are_fitted_out_of_fold(run: RunFolder) -> None:
     refinement = Refinement(flip_average=True, calibrate="temperature")
-    told = ovr_ray.combine(run, tasks=[TASK], refinement=refinement, source="refit").metadata["refinement"][TASK]
-    assert list(told["out_of_fold"]) == ["a fold alone", "mean of four flips", "temperature"]
+    model = ovr_ray.combine(run, tasks=[TASK], refinement=refinement, source="refit")
+    steps = model.metadata.refinement[TASK].out_of_fold
+    assert steps
+    assert list(steps) == ["a fold alone", "mean of four flips", "temperature"]
     table = out_of_fold(run)
     with torch.inference_mode():
-        member = winners.last_of(run.refit.fold(TASK, 0))
+        member = last_of(run.refit.fold(TASK, 0))
         assert member is not None
         own = table[table.fold == 0]
         sub_model, images = load_sub_model(member.checkpoint, member.card), pixels(run, own.filename)
@@ -205,12 +211,13 @@ def test_flips_and_calibration_are_fitted_out_of_fold(run: RunFolder) -> None:
     assert own.logit_flips.to_numpy() == pytest.approx(mean, abs=1e-4)
 
 
-def test_combine_tells_what_a_refit_lacks_and_leaves_no_choice(run: RunFolder) -> None:
+def test_combine_names_what_a_refit_lacks_and_refuses_picks(run: RunFolder) -> None:
     with pytest.raises(RunFailed, match="task 'inactive' has no whole refit; run ovr-ray refit"):
         ovr_ray.combine(run, source="refit")
-    for wrong in ({"picks": {TASK: "1"}}, {"refinement": Refinement(top_k=2)}):
-        with pytest.raises(BadInput, match="leave out --pick and --top-k"):
-            ovr_ray.combine(run, source="refit", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="leave out --pick and --top-k"):
+        ovr_ray.combine(run, {TASK: "1"}, source="refit")
+    with pytest.raises(BadInput, match="leave out --pick and --top-k"):
+        ovr_ray.combine(run, refinement=Refinement(top_k=2), source="refit")
 
 
 @pytest.mark.long
@@ -219,14 +226,14 @@ def test_two_workers_see_all_images_of_every_epoch_together(finished: RunFolder,
     table = out_of_fold(run)
     for number in range(FOLDS):
         epochs = run.refit.fold(TASK, number).epochs()
-        counted = sum(epochs[f"train_{name}"] for name in ("tn", "fp", "fn", "tp"))
-        assert len(epochs) == winners.read(run)[TASK].card.epoch
+        counted = epochs[[f"train_{name}" for name in ("tn", "fp", "fn", "tp")]].sum(axis=1)
+        assert len(epochs) == read_winners(run)[TASK].card.epoch
         assert (counted == (table.fold != number).sum()).all()
         assert np.isfinite(epochs.train_loss).all()
 
 
 @pytest.mark.long
-def test_a_killed_refit_goes_on_where_it_was(finished: RunFolder, tmp_path: Path) -> None:
+def test_a_killed_refit_is_resumed_by_the_same_command(finished: RunFolder, tmp_path: Path) -> None:
     run = on_cpus(copy_run(finished, tmp_path))
     command = [sys.executable, "-m", "ovr_ray.commands.cli", "refit", str(run.path), "--folds", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -92,7 +92,7 @@ def test_without_a_test_split_a_run_is_scored_on_validation_and_the_report_says_
     assert (metrics["part"], metrics["images"]) == ("val", 16)
     assert metrics["tasks"] == metrics["validation"]
     ovr_ray.report(run)
-    assert "<th>val F1</th>" in run.report.read_text()
+    assert "<th>validation F1</th>" in run.report.read_text()
 
 
 def test_a_run_of_which_every_image_was_trained_on_cannot_be_scored(finished: RunFolder, tmp_path: Path) -> None:

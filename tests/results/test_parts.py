@@ -42,7 +42,7 @@ def assert_alike(table: pd.DataFrame, other: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_the_parts_together_are_the_one_table_and_are_predicted_once(
+def test_the_parts_together_are_the_one_table_and_only_missing_ones_are_predicted_again(
     form: TableFormat, finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     done = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
@@ -53,21 +53,13 @@ def test_the_parts_together_are_the_one_table_and_are_predicted_once(
         assert_alike(pd.concat(tables, ignore_index=True), undisturbed)
     else:
         assert_alike(pd.read_parquet(tmp_path / "out"), undisturbed)  # readers take the folder as it is
-    again = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
-    assert (again.images, again.already) == (0, 80)
-
-
-def test_a_part_that_is_missing_is_predicted_again_and_no_other(
-    finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
-) -> None:
-    arguments = (finished, [str(cells / "data.csv")], str(tmp_path))
-    files = ovr_ray.predict_parts(*arguments, part_size=30).files
-    files[1].unlink()
-    written = [file.stat().st_mtime_ns for file in (files[0], files[2])]
-    again = ovr_ray.predict_parts(*arguments, part_size=30)
-    assert (again.images, again.already) == (30, 50)
-    assert [file.stat().st_mtime_ns for file in (files[0], files[2])] == written
-    assert_alike(concatenated(tmp_path), undisturbed)
+    done.files[2].unlink()
+    written = [file.stat().st_mtime_ns for file in done.files[:2]]
+    for again in ((20, 60), (0, 80)):
+        more = ovr_ray.predict_parts(finished, [str(cells / "data.csv")], str(tmp_path / "out"), None, form, 30)
+        assert (more.images, more.already) == again
+    assert [file.stat().st_mtime_ns for file in done.files[:2]] == written
+    assert done.files[2].exists()
 
 
 def test_unreadable_images_are_counted(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
