@@ -1,4 +1,4 @@
-"""The output of the command line: results of verbs, printed for people."""
+"""The output of the command line: the results of verbs, printed."""
 
 from __future__ import annotations
 

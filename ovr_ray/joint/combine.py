@@ -34,7 +34,7 @@ class _Answer:
 
     network: SubModel | Ensemble
     description: str
-    """In words, for people."""
+    """What the answer is made of, in words."""
     winner: WinnerRecord
     ensemble: EnsembleRecord | None = None
     """Set where the answer is more than the winner's."""

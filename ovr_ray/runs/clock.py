@@ -84,7 +84,7 @@ class Clock:
             time.sleep(1)
         if now.time:
             problem = f"process {now.process} on {now.host} is at work in it"
-            raise BadInput(Fault(str(self._file.parent), problem, "ovr-ray status tells how far it is"))
+            raise BadInput(Fault(str(self._file.parent), problem, "ovr-ray status shows how far it is"))
 
     def _read(self) -> Heartbeat:
         refresh(self._file)

@@ -202,7 +202,7 @@ class Ledger:
 
     def refuse_storage(self, problem: str) -> None:
         """End the search, because nothing more can be written."""
-        self.refusal = RunFailed(f"storage: {problem}; make room there, and run this again: it goes on")
+        self.refusal = RunFailed(f"storage: {problem}; make room there, and run this again to resume")
 
     def crash(self, trial: Trial, reason: str, its_own: bool = True) -> None:
         """Leave a crashed trial to be started again, or record that it crashed too often.

@@ -32,7 +32,7 @@ PRINT_EVERY: Final = 30.0
 DRAW_EVERY: Final = 0.5
 """Seconds between two updates on a terminal; counting all trials at every report would slow down large searches."""
 
-OUT_OF_TIME: Final = "The time budget is spent; a larger search.time_budget goes on with the rest."
+OUT_OF_TIME: Final = "The time budget is spent; a larger search.time_budget resumes the rest."
 
 
 class Progress(tune.Callback):
@@ -151,7 +151,7 @@ def status(ledger: Ledger) -> RenderableType:
         lines.append(OUT_OF_TIME)
     else:
         waiting = int((counts.budget - counts.begun).clip(lower=0).sum() + counts.unfinished.sum())
-        lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe goes on.")
+        lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe resumes.")
     lost = [trial for trial in ledger.every() if trial.status.is_lost]
     lines += [f"{trial.folder.name} {trial.status}: {trial.reason}" for trial in lost]
     return Group(overview(ledger), *map(Text, lines))  # reasons may hold what Rich takes for markup

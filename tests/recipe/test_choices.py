@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
-from typer.main import get_command
 
 from ovr_ray import choices
-from ovr_ray.commands.cli import app
 from ovr_ray.recipe import Config, Data, Search
+from tests.support import run_cli
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,12 @@ def test_a_recipe_takes_the_shared_options(section: type[BaseModel], field: str,
     ],
 )
 def test_the_command_line_offers_the_shared_options(verb: str, option: str, options: tuple[str, ...]) -> None:
-    command: Any = get_command(app)
-    (parameter,) = (given for given in command.commands[verb].params if option in given.opts)
-    assert tuple(parameter.type.choices) == options
+    refused = run_cli(verb, "nowhere", option, "wrong").stderr
+    assert f"'{option}': 'wrong' is not one of" in refused
+    assert tuple(re.findall(r"'(\w+)'", refused.partition("is not one of")[2])) == options
 
 
 def test_the_command_line_refits_with_the_shared_numbers() -> None:
-    command: Any = get_command(app)
-    parameters = {parameter.name: parameter for parameter in command.commands["refit"].params}
-    assert parameters["folds"].default == choices.FOLDS
-    assert parameters["image_size"].type.min == choices.LEAST_IMAGE_SIZE
+    assert f"[default: {choices.FOLDS}]" in run_cli("refit", "--help").stdout
+    too_small = run_cli("refit", "nowhere", "--image-size", choices.LEAST_IMAGE_SIZE - 1)
+    assert f"is not in the range x>={choices.LEAST_IMAGE_SIZE}" in too_small.stderr
