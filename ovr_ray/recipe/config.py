@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeV
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -16,6 +17,7 @@ from pydantic import (
     PositiveInt,
     Tag,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -23,10 +25,23 @@ from pydantic.fields import FieldInfo
 from ovr_ray.choices import LEAST_IMAGE_SIZE, NamedSchedule, Optimizer, Precision
 
 
+def without_booleans(value: Any) -> Any:
+    """Return a value; raises ValueError if it is, or holds, a boolean, which pydantic would take for 1 or 0."""
+    inside = value if isinstance(value, list) else [value]
+    if any(isinstance(one, bool) for one in inside):
+        raise ValueError("yes, no, on, off, true and false mean nothing here; write a number, or text in quotes")
+    return value
+
+
 class Section(BaseModel):
     """Base of every recipe section. Unknown fields are errors, and values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_and_no(cls, value: Any) -> Any:
+        return without_booleans(value)
 
 
 def _starts_at_epoch_one(stages: dict[int, float]) -> dict[int, float]:
@@ -35,7 +50,8 @@ def _starts_at_epoch_one(stages: dict[int, float]) -> dict[int, float]:
     return stages
 
 
-Stages = Annotated[dict[PositiveInt, PositiveFloat], AfterValidator(_starts_at_epoch_one)]
+Rate = Annotated[PositiveFloat, BeforeValidator(without_booleans)]
+Stages = Annotated[dict[PositiveInt, Rate], AfterValidator(_starts_at_epoch_one)]
 """First epoch of a stage -> learning rate."""
 
 
@@ -215,13 +231,13 @@ class RandInt(Range, Generic[T]):
 
 
 Domain = Choice | Range
-_DOMAINS = ("choice", "uniform", "loguniform", "randint")
+DOMAINS = ("choice", "uniform", "loguniform", "randint")
 
 
 def _domain_tag(value: Any) -> str:
     if isinstance(value, Choice | Range):
         return next(iter(type(value).model_fields))
-    is_domain = isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _DOMAINS
+    is_domain = isinstance(value, dict) and len(value) == 1 and next(iter(value)) in DOMAINS
     return str(next(iter(value))) if is_domain else "value"
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe.config import Section
+from ovr_ray.recipe.config import DOMAINS, Section
+from ovr_ray.recipe.loader import read_mapping, read_value
 from ovr_ray.recipe.sections import Recipe
 
 REFERENCE = "jobs/recipes/reference.yaml"
@@ -34,7 +34,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         Carries every fault found, each with its path in the file.
     """
     source = str(path)
-    raw = _read_yaml(Path(path))
+    raw = read_mapping(Path(path), REFERENCE)
     faults = [fault for override in overrides if (fault := _apply(raw, override))]
     if faults:
         raise BadInput(faults)
@@ -71,52 +71,15 @@ def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
     return recipe.model_copy(update={"tasks": tasks})
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a key that is given twice; PyYAML would silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key_node.value!r} is here twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-    except OSError as error:
-        raise BadInput(
-            Fault(str(path), error.strerror or str(error), "give the path of a recipe, a YAML file")
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise BadInput(Fault(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")) from None
-    if not isinstance(raw, dict):
-        raise BadInput(Fault(str(path), "is not a recipe", f"every field: {REFERENCE}"))
-    return _unshared(raw)
-
-
-def _unshared(raw: Any) -> Any:
-    """Return a copy in which YAML anchors share nothing: an override of one task must not change others."""
-    if isinstance(raw, dict):
-        return {key: _unshared(value) for key, value in raw.items()}
-    return [_unshared(value) for value in raw] if isinstance(raw, list) else raw
-
-
 def _apply(raw: dict[str, Any], override: str) -> Fault | None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         return Fault(f"--set {override}", "is not of the form key.path=value", "for example --set search.max_epochs=3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return Fault(f"--set {override}", f"{text!r} is not valid YAML")
-    *parents, last = path.split(".")
+        value = read_value(text)
+    except ValueError as error:
+        return Fault(f"--set {override}", str(error))
+    *parents, last = _keys(raw, path)
     for key in parents:
         if raw.get(key) is None:
             raw[key] = {}
@@ -125,6 +88,17 @@ def _apply(raw: dict[str, Any], override: str) -> Fault | None:
             return Fault(f"--set {override}", f"{key!r} is a value, not a section")
     raw[last] = value
     return None
+
+
+def _keys(raw: Any, path: str) -> list[str]:
+    """Split a path at its dots, except for those within a key that exists, such as a task's name."""
+    steps = path.split(".")
+    for count in range(len(steps), 1, -1):
+        key = ".".join(steps[:count])
+        if isinstance(raw, dict) and key in raw:
+            return [key, *(_keys(raw[key], ".".join(steps[count:])) if steps[count:] else [])]
+    inside = raw.get(steps[0]) if isinstance(raw, dict) else None
+    return [steps[0], *(_keys(inside, ".".join(steps[1:])) if steps[1:] else [])]
 
 
 def _field_names(section: Any = Recipe) -> set[str]:
@@ -161,4 +135,21 @@ def _fault(error: ErrorDetails, source: str) -> Fault:
         return Fault(where, "is required and missing")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     plain = isinstance(error["input"], str | int | float | bool | None)
-    return Fault(where, f"{message}, not {error['input']!r}" if plain and error["type"] != "recipe" else message)
+    problem = f"{message}, not {error['input']!r}" if plain and error["type"] != "recipe" else message
+    return Fault(where, problem, _remedy(error, path))
+
+
+def _remedy(error: ErrorDetails, path: str) -> str:
+    """Return what to write instead, where that is known."""
+    given = error["input"]
+    if error["type"] == "string_type" and given is not None:
+        return f"write it in quotes: {path.rpartition('.')[2]}: '{given}'"
+    if error["type"] == "value_error":
+        return ""
+    if ".space." in path and isinstance(given, list):
+        values = ", ".join(map(str, given))
+        return f"to search it, write {{choice: [{values}]}}, or of two ends {{uniform: …}} or {{loguniform: …}}"
+    if ".space." in path and isinstance(given, dict):
+        names = [close for name in given for close in difflib.get_close_matches(str(name), DOMAINS, 1)]
+        return f"did you mean {names[0]!r}?" if names else f"domains are {', '.join(DOMAINS)}"
+    return ""

@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,11 +24,6 @@ from ovr_ray.recipe import Recipe, parse
 from ovr_ray.runs.records import MadeWith, WinnerRecord
 from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
 from ovr_ray.storage import listed, read_if_there, side_by_side, write_whole
-
-CHANGEABLE: Final = re.compile(
-    r"tasks\.[^.]+\.trials|search\.(time_budget|max_concurrent|max_failures|trackers)|(resources|checkpoints)\..+"
-)
-"""Recipe fields that may differ between a run and its resumption."""
 
 GO_BACK: Final = "give the recipe another name, or go back to what it was"
 
@@ -188,10 +182,20 @@ class RunFolder:
 
 def _changes(before: Recipe, recipe: Recipe) -> Iterator[Fault]:
     old, new = _flat(before.dump()), _flat(recipe.resolved().dump())
-    for key in dict.fromkeys([*old, *new]):
-        was, now = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if was != now and not CHANGEABLE.fullmatch(key):
-            yield Fault(key, f"was {was!r} when run {recipe.name!r} began and is {now!r} now", GO_BACK)
+    for path in dict.fromkeys([*old, *new]):
+        was, now = old.get(path, _ABSENT), new.get(path, _ABSENT)
+        if was != now and not _may_change(path):
+            yield Fault(".".join(path), f"was {was!r} when run {recipe.name!r} began and is {now!r} now", GO_BACK)
+
+
+def _may_change(path: tuple[str, ...]) -> bool:
+    """Return whether a field of the recipe may differ between a run and its resumption."""
+    match path:
+        case ("tasks", _, "trials") | ("resources" | "checkpoints", *_):
+            return True
+        case ("search", "time_budget" | "max_concurrent" | "max_failures" | "trackers", *_):
+            return True
+    return False
 
 
 def joint_model_in(folder: UPath) -> UPath:
@@ -220,13 +224,13 @@ def predictions_beside(metrics: UPath) -> UPath:
     return metrics.with_name("predictions.csv")
 
 
-def _flat(plain: Any, path: str = "") -> dict[str, Any]:
-    return dict(_leaves(plain, path))
+def _flat(plain: Any) -> dict[tuple[str, ...], Any]:
+    return dict(_leaves(plain, ()))
 
 
-def _leaves(plain: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(plain: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if not isinstance(plain, dict) or not plain:
         yield path, plain
         return
     for key, value in plain.items():
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+        yield from _leaves(value, (*path, str(key)))

@@ -1,8 +1,7 @@
-"""The command line as people meet it: in a process of its own."""
+"""The command line: what it prints, and the exit codes that it ends with."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-import ovr_ray
-from ovr_ray.commands.cli import app, main
+from ovr_ray.commands.cli import main
+from ovr_ray.errors import Interrupted, RunFailed
 from ovr_ray.runs import RunFolder
-from tests.support import PATIENCE, plain_recipe
+from tests.support import PATIENCE, Ended, copy_run, plain_recipe, run_cli
 
-VERBS = [
+VERBS = (
     "init",
     "check",
     "prepare",
@@ -31,20 +29,13 @@ VERBS = [
     "report",
     "run",
     "submit",
-]
-JOBS = Path(__file__).parents[1] / "jobs"
-
-
-def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovr_ray.commands.cli", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "120"}
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
-    )
+)
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture
 def recipe(cells: Path, tmp_path: Path) -> Path:
+    """Return the file of a tiny recipe on the cells."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(plain_recipe(cells, tmp_path / "runs")))
     return file
@@ -60,129 +51,197 @@ try:
 finally:
     print(*sys.modules)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(verb in told for verb in VERBS)
-    assert not {"torch", "ray", "pandas", "pydantic"} & set(told.split())
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(verb in printed for verb in VERBS)
+    assert not {"torch", "ray", "pandas", "pydantic"} & set(printed.split())
 
 
-def test_every_verb_is_a_python_function_too() -> None:
-    assert {*VERBS, "predict_parts"} == set(ovr_ray.__all__)
-    assert all(callable(getattr(ovr_ray, verb)) for verb in ovr_ray.__all__)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    helped = run_cli(verb, "--help")
+    assert helped.exit_code == 0
+    assert f"ovr-ray {verb}" in helped.stdout
 
 
 @pytest.mark.parametrize("job", sorted(JOBS.glob("*.py")), ids=lambda job: job.stem)
 def test_a_job_takes_the_arguments_of_its_verb(job: Path) -> None:
-    helped = subprocess.run([sys.executable, job, "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, job, "--help"]
+    helped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert f"ovr-ray {job.stem}" in helped.stdout
 
 
-def test_check_tells_counts_and_trains_nothing(recipe: Path) -> None:
-    done = call("check", recipe)
-    assert done.returncode == 0, done.stderr
+def test_check_prints_counts_and_trains_nothing(recipe: Path) -> None:
+    done = run_cli("check", recipe)
+    assert done.exit_code == 0, done.stderr
     assert "80 images, no fault" in done.stdout
     assert "crack" in done.stdout
     assert not (recipe.parent / "runs").exists()
 
 
-def test_check_tells_faults_of_labels_backbones_and_weights_together(recipe: Path) -> None:
-    sets = ["data.filename=file", "tasks.crack.default.backbone=resnet81", "tasks.inactive.default.weights=/no.pth"]
-    done = call("check", recipe, *(f"--set={override}" for override in sets))
-    assert done.returncode == 2
-    for told in ("has no column 'file'", "there is no such backbone", "there is no file /no.pth"):
-        assert told in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_check_names_undecodable_images(recipe: Path, cells: Path, tmp_path: Path) -> None:
-    table = pd.read_csv(cells / "data.csv", sep=";")
-    (tmp_path / "images").mkdir()
-    for name in table.filename:
-        (tmp_path / name).write_bytes((cells / name).read_bytes())
-    (tmp_path / table.filename[7]).write_text("not an image")
-    done = call("check", recipe, "--set", f"data.images={tmp_path}")
-    assert done.returncode == 2
-    assert f"{table.filename[7]}: not an image" in done.stderr
+def test_check_prints_every_fault_and_ends_with_2(recipe: Path) -> None:
+    sets = ["data.filename=file", "tasks.crack.default.backbone=resnet81"]
+    done = run_cli("check", recipe, *(f"--set={override}" for override in sets))
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "has no column 'file'" in done.stderr
+    assert "there is no such backbone" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["tune", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["status", "nowhere"], "is not a run folder"),
+        (["report", "nowhere"], "is not a run folder"),
         (["combine", "nowhere"], "is not a run folder"),
         (["combine", "nowhere", "--format", "torchscript"], "is not a run folder"),
         (["combine", "nowhere", "--format", "tflite"], "'tflite' is not one of"),
+        (["combine", "nowhere", "--top-k", "0"], "--top-k"),
+        (["combine", "nowhere", "--pick", "crack"], "--pick crack: is not of the form TASK=TRIAL[@EPOCH]"),
+        (["combine", "nowhere", "--output", "no/joint.pt"], "its folder does not exist"),
         (["evaluate", "nowhere"], "no such model"),
         (["predict", "nowhere", "x.png"], "no such model"),
         (["predict", "nowhere", "x.png", "--output", "no/x.csv"], "its folder does not exist"),
         (["predict", "nowhere", "x.png", "--output", "x.txt"], "neither .csv nor .parquet"),
-        (["combine", "nowhere", "--pick", "crack"], "TASK=TRIAL"),
+        (["predict", "nowhere", "x.png", "--format", "csv"], "is for a folder of parts"),
+        (["predict", "nowhere", "x.png", "--format", "csv", "--output", "x.csv"], "is for a folder of parts"),
+        (["preview", "nowhere.yaml", "--output", "sheet.jpg"], "sheet.jpg: is not a .png"),
         (["tune"], "Missing argument"),
         (["tunee"], "No such command"),
     ],
 )
-def test_a_mistake_is_told_in_words_with_exit_code_2(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_explained_and_ends_with_2(arguments: list[str], message: str) -> None:
+    ended = run_cli(*arguments)
+    assert ended.exit_code == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_result_may_not_be_written_into_the_folder_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovr_ray.ray_quirks.in_job", lambda: True)
+    ended = run_cli("predict", "nowhere", "x.png", "--output", "x.csv")
+    assert ended.exit_code == 2
+    assert "--output x.csv: a job's folder goes away\n    -> give an absolute path" in ended.stderr
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1(cells: Path) -> None:
+    ended = run_cli("init", cells / "data.csv", "--output", "/proc/recipe.yaml")
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith("/proc/recipe.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RunFailed("no trial of task 'crack' came to its end"), 1, "no trial of task 'crack' came to its end\n"),
+        (Interrupted("the same command resumes it"), 130, "the same command resumes it\n"),
+        (OSError(28, "No space left on device", "/full/joint.pt"), 1, "/full/joint.pt: No space left on device\n"),
+        (OSError("connection lost"), 1, "input/output: connection lost\n"),
+    ],
+)
+def test_an_expected_error_is_printed_without_a_trace(
+    error: Exception, code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ovr-ray", *arguments])
+    assert ended_by(error, monkeypatch) == Ended(code, "", message)
+
+
+def test_an_error_of_a_bucket_says_where_credentials_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    ended = ended_by(NoCredentialsError(), monkeypatch)
+    assert ended.exit_code == 1
+    assert ended.stderr == "storage: Unable to locate credentials\n    -> aws configure gives credentials\n"
+
+
+def test_an_unexpected_error_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        ended_by(ZeroDivisionError(), monkeypatch)
+
+
+def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Ended:
+    """Return how the command line ends if a verb raises this error."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ovr_ray.commands.cli.app", fail)
+    return run_cli("status", "anything")
+
+
+def test_a_job_gives_its_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs/combine.py", "nowhere"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        main("combine")
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert "nowhere: is not a run folder" in capsys.readouterr().err
 
 
-def test_a_folder_that_may_not_be_written_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cells: Path
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ovr-ray", "init", str(cells / "data.csv"), "--output", "/proc/recipe.yaml"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("/proc/recipe.yaml: ")
+def test_preview_writes_the_contact_sheet(recipe: Path, tmp_path: Path) -> None:
+    done = run_cli("preview", recipe, "--output", tmp_path / "sheet.png")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'sheet.png'}\n")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_starter_recipe_passes_check(cells: Path, tmp_path: Path) -> None:
-    labels = pd.read_csv(cells / "data.csv", sep=";").rename(columns={"crack": "has crack?"})
-    labels.insert(0, "id", range(len(labels)))
-    labels.to_csv(tmp_path / "labels.csv", sep=",", index=False)
-    assert call("init", tmp_path / "labels.csv", "--images", cells, cwd=tmp_path).returncode == 0
-    text = (tmp_path / "recipe.yaml").read_text()
-    assert "# 32 of 80 images (40.0%) are positive" in text
-    no_download = [f"--set=tasks.{task}.space.weights=null" for task in ("has-crack", "inactive")]
-    done = call("check", "recipe.yaml", *no_download, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = call("init", tmp_path / "labels.csv", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "is there already" in again.stderr
+def test_prepare_prints_where_the_shards_are_and_how_large(recipe: Path, tmp_path: Path, ray_session: None) -> None:
+    done = run_cli("prepare", recipe)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'runs/_images'}")
+    assert "80 images in 1 shards, 0 MB" in done.stdout
 
 
-def test_init_tells_what_it_did_not_find(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("a;b\n1;yes\n2;no\n")
-    done = call("init", "labels.csv", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "no column names image files" in done.stderr
-    assert "no column holds 0 and 1" in done.stderr
+def test_status_prints_how_far_a_search_is_from_its_folder_alone(finished: RunFolder) -> None:
+    done = run_cli("status", finished.path)
+    assert done.exit_code == 0, done.stderr
+    assert "3/3" in done.stdout
+    assert f"Complete; ovr-ray combine {finished.path}" in done.stdout.replace("\n", "")
+
+
+def test_combine_prints_the_winners_and_the_file(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    done = run_cli("combine", run.path, "--task", "crack", "--pick", "crack=0", "--flip-average")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("crack: crack-0000, epoch ")
+    assert "mean of four flips" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(run.joint_model)
+    assert list(run.winners()) == ["crack"]
+
+
+def test_evaluate_prints_the_scores_and_the_file(finished: RunFolder, tmp_path: Path) -> None:
+    done = run_cli("evaluate", finished.path, "--output", tmp_path / "metrics.json")
+    assert done.exit_code == 0, done.stderr
+    assert "16 images, test split" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "metrics.json")
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
 def test_predict_writes_csv_and_parquet(
     name: str, finished: RunFolder, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(cells)  # relative paths are those of the person who calls
-    CliRunner().invoke(app, ["predict", str(finished.path), "images/cell01.png", "--output", str(tmp_path / name)])
+    monkeypatch.chdir(cells)  # a relative path is relative to the folder of the person who calls
+    done = run_cli("predict", finished.path, "images/cell01.png", "--output", tmp_path / name)
+    assert done.stderr.endswith(f"{tmp_path / name}: 1 images\n")
     table = pd.read_csv(tmp_path / name, sep=";") if name == "out.csv" else pd.read_parquet(tmp_path / name)
     assert table.filename.tolist() == ["images/cell01.png"]
     assert 0 < table.crack_probability[0] < 1
     assert table.crack[0] in (0, 1)
 
 
-def test_status_tells_how_far_a_search_is_from_its_folder_alone(finished: RunFolder) -> None:
-    done = call("status", finished.path)
-    assert done.returncode == 0, done.stderr
-    assert "3/3" in done.stdout
-    assert f"Complete; ovr-ray combine {finished.path}" in done.stdout.replace("\n", "")
-
-
-def test_predict_without_output_prints_csv(finished: RunFolder, cells: Path) -> None:
-    printed = CliRunner().invoke(app, ["predict", str(finished.path), str(cells / "images/cell01.png")]).stdout
+def test_predict_without_an_output_prints_csv(finished: RunFolder, cells: Path) -> None:
+    printed = run_cli("predict", finished.path, cells / "images/cell01.png").stdout
     assert printed.splitlines()[0] == "filename;crack_probability;crack;inactive_probability;inactive;error"
     assert len(printed.splitlines()) == 2
+
+
+def test_predict_writes_a_folder_of_parts_and_resumes(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    command = ["predict", finished.path, cells / "images", "--output", tmp_path / "out", "--format", "csv"]
+    for message in ("80 images, in 1 parts", "0 images, 80 more were there, in 1 parts"):
+        assert message in run_cli(*command).stderr
+    assert len((tmp_path / "out/part-00000.csv").read_text().splitlines()) == 81
+
+
+def test_report_prints_the_file(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    done = run_cli("report", run.path)
+    assert (done.exit_code, done.stdout) == (0, f"{run.report}\n")
+    assert run.report.exists()

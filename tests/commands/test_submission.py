@@ -110,7 +110,15 @@ def test_submit_can_be_left_and_goes_all_the_way_and_fetches_the_model_home(
     recipe = plain_recipe(cells, tmp_path / "cluster", search={"max_epochs": 1})
     recipe["tasks"] = {name: task | {"trials": 1} for name, task in recipe["tasks"].items()}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "ovr_ray.commands.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", address]
+    command = [
+        sys.executable,
+        "-m",
+        "ovr_ray.commands.cli",
+        "submit",
+        str(tmp_path / "recipe.yaml"),
+        "--address",
+        address,
+    ]
     environment = os.environ | {"RAY_AUTH_MODE": "token"}
     home = ["--output", str(tmp_path / "home")]
     left = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -163,7 +171,15 @@ def test_images_runs_and_caches_are_not_uploaded(address: str, project: Path) ->
 def test_submit_tells_of_a_lacking_token_and_of_no_cluster(address: str, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(cells, tmp_path)))
     for url in (address, f"http://127.0.0.1:{free_port()}"):
-        command = [sys.executable, "-m", "ovr_ray.commands.cli", "submit", str(tmp_path / "recipe.yaml"), "--address", url]
+        command = [
+            sys.executable,
+            "-m",
+            "ovr_ray.commands.cli",
+            "submit",
+            str(tmp_path / "recipe.yaml"),
+            "--address",
+            url,
+        ]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
         assert told.returncode == 2, told.stderr
