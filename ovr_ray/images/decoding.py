@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from upath import UPath
 
 from ovr_ray.model import prepared
@@ -17,9 +19,21 @@ from ovr_ray.storage import storage_errors
 
 # set for the whole process, because catch_warnings is not thread-safe; decode reports such images itself
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module="PIL"
+)  # damaged EXIF and metadata; the pixels are decoded
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+"""Formats that are decoded; of several frames or pages the first. Pillow's other decoders are never entered."""
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 """Suffixes of the files that count as images when the user gives a folder."""
+
+WHITE_IS_ZERO: Final = 0
+"""Value of TIFF's PhotometricInterpretation."""
+
+SIGNED: Final = 2
+"""Value of TIFF's SampleFormat."""
 
 
 class BadImage(Exception):
@@ -33,12 +47,13 @@ class UnreadableImage(BadImage):
 def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
     """Decode the content of an image file.
 
-    16-bit gray is scaled to 8 bits, transparent pixels are blended with white, and EXIF orientation is applied.
+    Gray of more than 8 bits is scaled to 8 bits by the range that the file gives, transparent pixels are blended with
+    white, and EXIF orientation is applied if it can be read. Of several frames or pages the first is decoded.
 
     Parameters
     ----------
     content : bytes
-        A PNG, JPEG, TIFF, BMP or WebP file.
+        A file of one of :data:`FORMATS`.
     color : {"gray", "rgb"}
         Gray is ITU-R 601 luminance.
     size : int, optional
@@ -52,24 +67,27 @@ def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
     Raises
     ------
     BadImage
-        If the file is empty, truncated or not an image, if its pixels are floating-point numbers, or if there are more
-        of them than Pillow considers safe.
+        If the file is empty, damaged or of another format, if its pixels have no known range (floating-point numbers,
+        32 bits, or a sign), or if there are more of them than Pillow considers safe.
     """
     if not content:
         raise BadImage("the file is empty")
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         # up to twice the limit, Pillow only warns
         if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or math.inf):
             raise BadImage(f"more than {limit:,} pixels")
         image.load()
-        image = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if color == "gray" else "RGB")
+        pixel_range = _range_of(image)
+        image = _eight_bit(_upright(image), pixel_range).convert("L" if color == "gray" else "RGB")
+    except (BadImage, MemoryError):
+        raise
     except Image.DecompressionBombError:
         raise BadImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image, or of an unknown format") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise these for damaged files
-        raise BadImage(f"damaged: {error}") from None
+        raise BadImage(f"not an image, or of an unknown format (known: {', '.join(FORMATS)})") from None
+    except Exception as error:  # noqa: BLE001  for damaged files Pillow's decoders raise struct.error, TypeError and others
+        raise BadImage(f"damaged: {error or type(error).__name__}") from None
     array = np.array(image)
     array = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
     if size is None or array.shape[1:] == (size, size):
@@ -90,11 +108,47 @@ def read_file(file: str) -> bytes:
         raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image with its EXIF orientation applied, if that can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  damaged EXIF: Pillow raises struct.error, TypeError and others; the pixels are whole
+        return image
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The range of pixels of more than 8 bits: the largest value, and whether zero is white."""
+
+    largest: int
+    zero_is_white: bool
+
+
+def _range_of(image: Image.Image) -> _Range | None:
+    """Return the range of an image with pixels of more than 8 bits; None for other images.
+
+    Raises
+    ------
+    BadImage
+        If the file does not say which value is black and which is white.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.mode == "F":
         raise BadImage("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+        raise BadImage("pixels with a sign have no known range; save the image with 8 or 16 bits and no sign")
+    if image.mode == "I" and image.format != "PNG":  # older versions of Pillow open PNGs of 16 bits as "I"
+        raise BadImage("pixels of 32 bits have no known range; save the image with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return None
+    bits = min(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,)))
+    return _Range((1 << bits) - 1, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO)
+
+
+def _eight_bit(image: Image.Image, pixel_range: _Range | None) -> Image.Image:
+    if pixel_range:  # Pillow's own conversion would clip at 255, and it inverts only images of up to 8 bits
+        levels = np.asarray(image).astype(np.float64).clip(0, pixel_range.largest) * (255 / pixel_range.largest)
+        return Image.fromarray(((255 - levels if pixel_range.zero_is_white else levels) + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)

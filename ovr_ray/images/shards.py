@@ -35,7 +35,7 @@ SHARD_BYTES = 32 << 20
 READ_AHEAD = 16
 """Image files that are read at the same time: a bucket answers after tens of milliseconds."""
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the shards; increase it if the decoder or the content of a shard changes."""
 
 

@@ -25,6 +25,9 @@ from ovr_ray.runs import RunFolder, joint_model_in
 CHUNK: Final = 128
 """Images that one Ray task predicts. A prediction of no more images starts no cluster."""
 
+NUMBER: Final = "-chunk"
+"""Column of a chunk's number. No task can have this name, because names begin with a letter or a digit."""
+
 TABLES: Final = (".csv", ".parquet")
 """Suffixes of files that are read as tables of image names."""
 
@@ -201,7 +204,7 @@ def in_turn(
         if folder is not None and cluster.has_several_nodes():
             cluster.refuse_unseen_storage(folder, chunks[0]["path"].iloc[0])
         share, places = cluster.prediction_share()
-        numbered = [chunk.assign(chunk=number) for number, chunk in enumerate(chunks)]
+        numbered = [chunk.assign(**{NUMBER: number}) for number, chunk in enumerate(chunks)]
         dataset = ray.data.from_pandas(numbered).map_batches(
             partial(_numbered, work=work),
             batch_size=len(chunks[0]),  # one chunk per task; with GPUs Ray refuses None
@@ -213,11 +216,11 @@ def in_turn(
         )
         try:  # in pyarrow's format, because Ray's own conversion loses NaN
             for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield done["chunk"][0].as_py(), done.drop_columns("chunk").to_pandas()
+                yield done[NUMBER][0].as_py(), done.drop_columns(NUMBER).to_pandas()
         except RayError as error:  # a full disk, a model that a node does not see
             raise RunFailed(f"prediction failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    assert (chunk["chunk"] == chunk["chunk"].iloc[0]).all(), "Ray Data put several chunks into one batch"
-    return work(chunk).assign(chunk=chunk["chunk"].iloc[0])
+    (number,) = chunk[NUMBER].unique()  # Ray Data must not put several chunks into one batch
+    return work(chunk).assign(**{NUMBER: number})

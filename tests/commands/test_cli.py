@@ -65,7 +65,7 @@ def test_every_verb_has_help(verb: str) -> None:
 
 @pytest.mark.parametrize("job", sorted(JOBS.glob("*.py")), ids=lambda job: job.stem)
 def test_a_job_takes_the_arguments_of_its_verb(job: Path) -> None:
-    command = [sys.executable, job, "--help"]
+    command = [sys.executable, str(job), "--help"]
     helped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert f"ovr-ray {job.stem}" in helped.stdout
 
