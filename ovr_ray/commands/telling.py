@@ -139,18 +139,26 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     note = "AP: average precision; in brackets 95 % bootstrap intervals over images"
     if metrics["part"] == "val":
         note += "\nthere is no test split: these images chose the winners and their thresholds, which flatters"
-    title = f"{metrics['images']} images, {metrics['part']} split"
+    if without := [task for task, score in metrics["tasks"].items() if score["f1"] is None]:
+        note += f"\nno positive image, and so left out of the averages: {', '.join(without)}"
+    title = f"{metrics['images']} images" + ("" if metrics["part"] == "all" else f", {metrics['part']} split")
     table = Table(title=title, caption=note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for column in ("task", "positives", "F1", "AP"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task, score in metrics["tasks"].items():
-        positives = f"{score['positives']}/{score['images']} ({score['prevalence']:.0%})"
+        share = "" if score["prevalence"] is None else f" ({score['prevalence']:.0%})"
+        positives = f"{score['positives']}/{score['images']}{share}"
         table.add_row(task, positives, _with_interval(score, "f1"), _with_interval(score, "average_precision"))
-    averages = [f"{metrics[name]:.3f}{' ' * 15}" for name in ("average_f1", "average_precision")]
+    averages = [_number(metrics[name]) + " " * 15 for name in ("average_f1", "average_precision")]
     table.add_row("average", "", *averages)
     return table
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def _with_interval(score: Mapping[str, Any], name: str) -> str:
-    low, high = score[f"{name}_interval"]
-    return f"{score[name]:.3f} [{low:.3f}, {high:.3f}]"
+    interval = score[f"{name}_interval"]
+    ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " " * 15
+    return _number(score[name]) + ends

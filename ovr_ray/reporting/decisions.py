@@ -29,7 +29,7 @@ BINS: Final = 8
 class Measure:
     """The value of a metric, and its 95 % interval if it has one."""
 
-    value: float
+    value: float | None
     interval: Interval | None = None
 
 

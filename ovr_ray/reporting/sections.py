@@ -257,6 +257,7 @@ class Sources:
         answers = {split: decisions.answers_of(evaluation.predictions, task, split) for split in scores}
         threshold = next(iter(scores.values())).threshold  # it is the same on all splits
         every = pd.concat(answers.values())
+        drawn = {split: rows for split, rows in answers.items() if scores[split].positives}
         doubtful = pictures.listed_answers(pictures.contradicted(every))
         return Decisions(
             splits={split: SplitDecisions(score, decisions.measures(score)) for split, score in scores.items()},
@@ -265,9 +266,9 @@ class Sources:
             ],
             doubtful=doubtful,
             doubtful_shown=pictures.pictures(doubtful[: pictures.SHOWN], data, None),
-            precision_recall=_drawing(f"{section}-precision-recall", decisions.precision_recall(answers, scores)),
-            threshold=_drawing(f"{section}-threshold", decisions.threshold_f1(answers, threshold)),
-            reliability=_drawing(f"{section}-reliability", decisions.reliability(answers)),
+            precision_recall=_drawing(f"{section}-precision-recall", decisions.precision_recall(drawn, scores)),
+            threshold=_drawing(f"{section}-threshold", decisions.threshold_f1(drawn, threshold)),
+            reliability=_drawing(f"{section}-reliability", decisions.reliability(drawn)),
         )
 
 

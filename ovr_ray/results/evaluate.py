@@ -60,8 +60,8 @@ def evaluate(
         labels=data.labels,
         split=split if labels is None else "all",
         images=int((scored.error == "").sum()),
-        average_f1=float(np.mean([score.f1 for score in scores.values()])),
-        average_precision=float(np.mean([score.average_precision for score in scores.values()])),
+        average_f1=_mean(score.f1 for score in scores.values()),
+        average_precision=_mean(score.average_precision for score in scores.values()),
         tasks=scores,
     )
     file = UPath(output) if output else metrics_beside(model.file)
@@ -120,14 +120,23 @@ def _score(truth: np.ndarray, probability: np.ndarray, threshold: float) -> Task
     known = np.isfinite(truth) & np.isfinite(probability)  # there is a label, and the image was read
     truth, probability = truth[known], probability[known]
     confusion = Confusion.of(truth, probability >= np.float32(threshold))
+    scored: dict[str, Any] = {"f1_interval": None, "average_precision": None, "average_precision_interval": None}
+    if truth.any():
+        scored["average_precision"] = average_precision(truth, probability)
+        if len(truth) > 1:
+            scored["f1_interval"] = interval(f1_at(threshold), truth, probability)
+            scored["average_precision_interval"] = interval(average_precision, truth, probability)
     return TaskScore(
         threshold=threshold,
         images=len(truth),
         positives=int(truth.sum()),
-        prevalence=float(truth.mean()),
-        f1_interval=interval(f1_at(threshold), truth, probability),
-        average_precision=average_precision(truth, probability),
-        average_precision_interval=interval(average_precision, truth, probability),
+        prevalence=float(truth.mean()) if len(truth) else None,
         **confusion.counts(),
-        **confusion.metrics(),
+        **confusion.metrics() | ({} if truth.any() else {"f1": None}),
+        **scored,
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

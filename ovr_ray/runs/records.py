@@ -154,14 +154,14 @@ Interval = tuple[float, float]
 class TaskScore(Record):
     """The scores of one task on one split (in ``metrics.json``).
 
-    :class:`ovr_ray.model.Confusion` defines the metrics.
+    :class:`ovr_ray.model.Confusion` defines the metrics. Without a positive image, F1 and average precision are None.
     """
 
     threshold: float
     images: int
     """Number of images with a label that could be read."""
     positives: int
-    prevalence: float
+    prevalence: float | None
     tn: int
     fp: int
     fn: int
@@ -174,11 +174,11 @@ class TaskScore(Record):
     fdr: float
     fnr: float
     accuracy: float
-    f1: float
+    f1: float | None
     mcc: float
-    f1_interval: Interval
-    average_precision: float
-    average_precision_interval: Interval
+    f1_interval: Interval | None
+    average_precision: float | None
+    average_precision_interval: Interval | None
 
 
 class Metrics(Record):
@@ -194,8 +194,9 @@ class Metrics(Record):
     """The split that is scored in ``tasks``; "all": other labels than the run's."""
     images: int = 0
     """Number of images that could be read."""
-    average_f1: float
-    average_precision: float = 0.0
+    average_f1: float | None
+    """Mean over the tasks with positive images; None if there is no such task."""
+    average_precision: float | None = None
     tasks: dict[str, TaskScore]
     validation: dict[str, TaskScore] = {}
     """The scores on the validation split, where thresholds were chosen; empty if the sub-models were trained on it."""

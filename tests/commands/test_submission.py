@@ -150,7 +150,7 @@ def test_the_results_arrive_as_they_were(
 ) -> None:
     submission._send(small_run)
     log = f"a warning\n{capsys.readouterr().out}another warning\n"
-    home = UPath(tmp_path / "home" / "tiny")
+    home = tmp_path / "home" / "tiny"
     assert jobs_on(Client(Job(JobStatus.SUCCEEDED), log), small_run).fetch(home, "/packed") == home
     assert {file.name: file.read_bytes() for file in home.iterdir()} == {
         file.name: file.read_bytes() for file in small_run.results()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -91,13 +90,6 @@ def test_init_returns_the_recipe_as_yaml(cells: Path) -> None:
     recipe = parse(yaml.safe_load(ovr_ray.init(str(cells / "data.csv"))))
     assert list(recipe.tasks) == ["crack", "inactive"]
     assert recipe.data.images == str(cells)
-
-
-def test_prepare_decodes_the_images_into_the_storage(make_recipe: Callable[..., Recipe], ray_session: None) -> None:
-    recipe = make_recipe()
-    images = ovr_ray.prepare(recipe)
-    assert len(images.facts) == 80
-    assert all(shard.file.is_relative_to(recipe.storage) for shard in images.shards)
 
 
 def test_a_run_returns_the_metrics_and_the_path_of_the_report(finished: RunFolder) -> None:

@@ -191,7 +191,7 @@ def test_the_joint_model_has_the_mean_of_the_folds_and_its_threshold_from_out_of
     metrics = ovr_ray.evaluate(model)
     assert "validation" not in metrics  # it was trained on that
     assert set(pd.read_csv((run.path / "predictions.csv").open(), sep=";").part) == {"test"}
-    assert "The joint model has the mean of crack-fold-0@" in ovr_ray.report(run).read_text()
+    assert "The joint model averages crack-fold-0@" in ovr_ray.report(run).read_text()
 
 
 def test_flips_and_calibration_are_fitted_out_of_fold(run: RunFolder) -> None:
