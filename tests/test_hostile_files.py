@@ -45,7 +45,7 @@ def test_the_trap_works(evil: Evil) -> None:
 
 def test_a_recipe_runs_nothing(evil: Evil, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"name: !!python/object/apply:os.mkdir [{evil.made}]\n")
-    with pytest.raises(BadInput, match="could not determine a constructor for the tag .*os.mkdir"):
+    with pytest.raises(BadInput, match=r"could not determine a constructor for the tag .*os\.mkdir"):
         load(tmp_path / "recipe.yaml")
     with pytest.raises(BadInput):
         load(tmp_path / "recipe.yaml", [f"search.seed=!!python/object/apply:os.mkdir [{evil.made}]"])

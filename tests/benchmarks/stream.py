@@ -45,7 +45,7 @@ def rows() -> list[Row]:
         tuned = {count: _call("tune", path) for count, path in recipes.items()}
         epoch = {count: _epoch(path) for count, path in recipes.items()}
         more = {"images": MANY, "batch": BATCH, "prepare": prepared[MANY], "tune": tuned[MANY]}
-        baseline = f"{FEW} in memory, an image"
+        baseline = f"{FEW} in memory, per image"
         return [
             row(f"feed, {MANY} images streamed", baseline, fed[MANY], fed[FEW], GOAL, EPOCHS, **more),
             row(f"trial, {MANY} images streamed", baseline, epoch[MANY], epoch[FEW], GOAL, EPOCHS),
