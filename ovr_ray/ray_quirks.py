@@ -50,7 +50,7 @@ ON_START: Final = {
 """Variables that Ray reads when it is imported or started."""
 
 DURING_SEARCH: Final = {
-    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # otherwise Tune restarts a preempted trial, and so does the ledger
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # otherwise both Tune and the ledger restart a preempted trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that ended early has no score to report
 }
 """Variables that Tune reads during a search."""
@@ -141,7 +141,7 @@ def trace_file(trial: Any, folder: Path) -> Path:
 
 
 def forget_history(trial: Any) -> None:
-    """Drop the metrics that Tune keeps of an ended trial, three times, until the search ends."""
+    """Drop an ended trial's metrics, of which Tune keeps three copies until the search ends."""
     kept = trial.run_metadata
     kept.metric_analysis, kept.metric_n_steps = {}, {}
 

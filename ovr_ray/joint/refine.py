@@ -1,7 +1,7 @@
 """Improvements on a task's best checkpoint: more checkpoints, flips, calibration; and the scores of each step.
 
-They are judged and fitted on the validation split, on logits that are computed once; for a refit, on the logits that
-each fold gave to the images that it held out.
+Each step is scored, and calibration and threshold are fitted, on logits of the validation split; for a refit, on the
+logits that each fold gave to the images that it held out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH: Final = 64
 
 @dataclass(frozen=True)
 class Refinement:
-    """How a joint model goes beyond asking each task's best checkpoint once.
+    """How a joint model goes beyond the best checkpoint of each task.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Refinement:
 
 
 PLAIN: Final = Refinement()
-"""Each task's best checkpoint, asked once."""
+"""No refinement: one checkpoint per task, one view of each image."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Parts:
     files : list of UPath
         The parts, in the order of the images.
     images, unreadable : int
-        Number of images that this call predicted, and how many of them could not be read.
+        Number of images that this call processed, and how many of them could not be read.
     already : int
         Number of images in parts that already existed.
     """

@@ -123,7 +123,7 @@ class MultiplexSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's config, None if there is none now, or FINISHED if there will be none."""
         task = None if self._ledger.is_over else self._ledger.next_task()
-        if task is None:  # a running trial may crash, and is then handed out again
+        if task is None:  # wait: a running trial that crashes must be handed out again
             return None if self._running and not self._ledger.is_over else Searcher.FINISHED
         if len(self._running) >= self._slots():
             return None
@@ -143,7 +143,7 @@ class MultiplexSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended, and learn from it."""
         trial = self._running.pop(trial_id)
-        if not error:  # the scheduler was told of the crash, and recorded it
+        if not error:  # MultiplexScheduler.on_trial_error has recorded the crash
             self._end(trial, result or {})
         if trial.status != Status.UNFINISHED:
             self._searches[trial.task].tell(trial)
@@ -154,7 +154,7 @@ class MultiplexSearcher(Searcher):
 
     def _end(self, trial: Trial, last: dict[str, Any]) -> None:
         ledger = self._ledger
-        self._note(trial, last)  # the epoch at which a trial is stopped is reported here only
+        self._note(trial, last)  # Tune reports the epoch at which it stops a trial only here
         if early := end_of(last):
             self._end_early(trial, early)
         elif trial.epoch >= ledger.recipe.search.max_epochs:
@@ -228,8 +228,8 @@ class MultiplexScheduler(FIFOScheduler):
     def _replay(self) -> None:
         """Report every recorded epoch to the schedulers, in the order in which they were reached.
 
-        If the decision about an unfinished trial's last epoch is to stop, the search was killed before it could record
-        that the trial was stopped.
+        If early stopping says stop at the last epoch of an unfinished trial, record that: the search was killed before
+        it could.
         """
         seen = set()
         for row in self._ledger.history().to_dict("records"):

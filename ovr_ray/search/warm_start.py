@@ -140,7 +140,7 @@ def _prior(source: _Source, recipe: Recipe, task: str, console: Console) -> list
     trials = run.trials([other])
     for trial, epochs in zip(trials, side_by_side(lambda t: t.folder.epochs(), trials), strict=True):
         config = trial.record.config
-        config = config.model_copy(update=config.augment(old.augment).model_dump())  # null was what its recipe said
+        config = config.model_copy(update=config.augment(old.augment).model_dump())  # null: the old recipe's
         if reason := _refusal(trial.record, epochs, config, space, score_column):
             refused[reason] += 1
         else:

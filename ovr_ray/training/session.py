@@ -70,7 +70,7 @@ class Assignment:
     augment : Augment
         Random changes of the training images.
     score_column : str
-        Column of ``epochs.csv`` by which the kept checkpoints are the best.
+        Column of ``epochs.csv`` that ranks the checkpoints; the highest are kept.
     checkpoints : Checkpoints
     """
 
@@ -122,7 +122,7 @@ class Session:
     given : Assignment
     device : torch.device
     micro_batches : int
-        Least number of micro-batches of a batch; the last checkpoint may have had more.
+        Minimum number of micro-batches; if the last checkpoint used more, that number is used.
     workers : int
         Processes that train this together; see :class:`~ovr_ray.training.Trainer`.
     leads : bool
@@ -139,7 +139,7 @@ class Session:
     Unwritable
         If the folder cannot be written.
     BadInput
-        If the initial weights cannot be had.
+        If the initial weights cannot be loaded.
     """
 
     def __init__(

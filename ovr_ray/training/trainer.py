@@ -208,7 +208,7 @@ class Trainer:
 
 
 def _activate_out_of_place(network: nn.Module) -> None:
-    """Make activations keep their input: autograd would copy it before it is overwritten (not for ReLU)."""
+    """Replace in-place activations: they force autograd to copy their input. ReLU does not, and stays in place."""
     for module in network.modules():
         if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # ReLU6 is a Hardtanh
             module.inplace = False

@@ -31,7 +31,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """Training ended before its last epoch, for a reason that another try would meet again."""
+    """Training ended before its last epoch, for a reason that another try would not remove."""
 
     cause: Cause
     reason: str
@@ -54,7 +54,7 @@ ALONE = Team()
 
 
 def ignore(_: object) -> None:
-    """Do nothing with what happened."""
+    """Ignore the argument."""
 
 
 def train(
@@ -91,7 +91,7 @@ def train(
     Raises
     ------
     BadInput
-        If the initial weights cannot be had.
+        If the initial weights cannot be loaded.
     """
     device = set_up_process(cpus, gpus)
     torch.backends.cudnn.benchmark = True  # all batches have images of one size

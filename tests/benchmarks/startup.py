@@ -83,5 +83,4 @@ def _first_step(folder: Path, recipe: Path) -> float:
 
 def _run(*command: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    nowhere = subprocess.DEVNULL
-    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, stdout=nowhere, stderr=nowhere)
+    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -118,7 +118,7 @@ def test_sgd_with_momentum_is_nesterovs(momentum: float, is_nesterov: bool) -> N
     assert (group["momentum"], group["nesterov"]) == (momentum, is_nesterov)
 
 
-@pytest.mark.parametrize("wrong", [{"optimizer": "rmsprop"}, {"precision": "fp8"}], ids=["optimizer", "precision"])
+@pytest.mark.parametrize("wrong", [{"optimizer": "sophist"}, {"precision": "fp8"}], ids=["optimizer", "precision"])
 def test_an_unknown_option_is_refused_when_a_trainer_is_made(wrong: dict[str, str]) -> None:
     config = Config.model_construct(**{"backbone": BACKBONE} | wrong)  # type: ignore[arg-type]
     sub_model = SubModel(build(BACKBONE, 32), 32, 32, 1, [0.3], [0.2])

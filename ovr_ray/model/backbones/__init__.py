@@ -69,7 +69,7 @@ def build(name: str, image_size: int, weights: StateDict | None = None) -> Backb
 
 
 def hollow(name: str, image_size: int) -> Backbone:
-    """Return a network without numbers, which costs no time, with the head of its source."""
+    """Return a network on the meta device: it has shapes but no weights, so that building it is fast."""
     source = _source(name)
     try:
         with torch.device("meta"):
@@ -79,7 +79,7 @@ def hollow(name: str, image_size: int) -> Backbone:
 
 
 def named_weights(name: str, weights: str) -> StateDict:
-    """Return pretrained weights of a backbone by their name; raises :class:`BadInput` if they cannot be had."""
+    """Return pretrained weights of a backbone by their name; raises :class:`BadInput` if they cannot be loaded."""
     return _source(name).weights(name, weights)
 
 

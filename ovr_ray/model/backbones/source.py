@@ -71,6 +71,6 @@ class Source(Protocol):
         Raises
         ------
         BadInput
-            If there are no weights of this name, or they cannot be had; says what to do.
+            If there are no weights of this name, or they cannot be downloaded; says what to do.
         """
         ...
