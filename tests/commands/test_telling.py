@@ -74,6 +74,21 @@ def test_metrics_on_validation_say_that_they_flatter() -> None:
     assert "there is no test split: these images chose the winners and their thresholds, which flatters" in text
 
 
+def test_metrics_on_other_labels_name_no_split() -> None:
+    text = sentence(shown(metrics_table(metrics_of("all"))))
+    assert text.startswith("16 images task positives")
+    assert "split" not in text
+
+
+def test_a_task_without_a_positive_image_has_dashes_and_is_named() -> None:
+    none = dict.fromkeys(("f1", "f1_interval", "average_precision", "average_precision_interval"))
+    metrics = metrics_of("test")
+    scores = metrics["tasks"] | {"inactive": metrics["tasks"]["crack"] | none | {"positives": 0, "prevalence": 0.0}}
+    text = shown(metrics_table({**metrics, "tasks": scores}))
+    assert ["inactive", "0/16", "(0%)", "–", "–"] in [line.split() for line in text.splitlines()]
+    assert "no positive image, and so left out of the averages: inactive" in sentence(text)
+
+
 def test_metrics_are_printed_with_the_file_that_they_are_in(capsys: pytest.CaptureFixture[str]) -> None:
     telling.print_metrics(metrics_of("test"))
     assert capsys.readouterr().out.endswith("\n/runs/tiny/metrics.json\n")
