@@ -49,7 +49,6 @@ def test_it_is_reported_with_the_joint_model_that_it_has(older: RunFolder) -> No
     assert "predicted yes" in page  # the confusion matrices of its metrics.json
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_it_is_combined_from_its_search_and_from_its_refit(older: RunFolder, tmp_path: Path) -> None:
     before = json.loads((older.path / "winners.json").read_text())
     model = ovr_ray.combine(older, output=str(tmp_path / "search.pt"))
@@ -60,6 +59,7 @@ def test_it_is_combined_from_its_search_and_from_its_refit(older: RunFolder, tmp
     assert len(folds.metadata.refinement["crack"].members) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_its_refit_is_complete_and_is_not_made_again(older: RunFolder) -> None:
     fold = older.refit.fold("crack", 0).path / "predictions.csv"
@@ -68,6 +68,7 @@ def test_its_refit_is_complete_and_is_not_made_again(older: RunFolder) -> None:
     assert fold.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_its_search_is_resumed_from_the_last_epoch(older: RunFolder) -> None:
     finished = older.trial("crack", 0).epochs()
