@@ -238,7 +238,7 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
         plain = plain_recipe(cells, tmp_path, search=how)
         return plain | {"tasks": {"crack": plain["tasks"]["crack"] | {"trials": 1}}}
 
-    for budget in (20, 35, 50):  # on a busy machine, no epoch may end within the first
+    for budget in (20, 45, 75, 110):  # on a busy machine, no epoch may end within the first ones
         search = Search(tmp_path, recipe(budget))
         printed = search.output()
         assert search.process.returncode == 0, printed
@@ -249,6 +249,7 @@ def test_a_time_budget_ends_a_search_in_the_middle_of_its_trials_and_a_larger_on
         assert trial.record.status == Status.UNFINISHED
         if len(before := trial.folder.epochs()):
             break
+    assert len(before), "no epoch ended within any of the budgets: the machine is too busy for this test"
     again = Search(tmp_path, recipe(1000))
     printed = again.output()
     assert again.process.returncode == 0, printed
