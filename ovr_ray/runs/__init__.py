@@ -14,6 +14,7 @@ from ovr_ray.runs.records import (
     Status,
     TaskScore,
     TrialRecord,
+    WholeConfig,
     WinnerRecord,
 )
 from ovr_ray.runs.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
@@ -37,6 +38,7 @@ __all__ = [
     "TaskScore",
     "TrialFolder",
     "TrialRecord",
+    "WholeConfig",
     "WinnerRecord",
     "joint_model_in",
     "metrics_beside",

@@ -7,9 +7,9 @@ versions can be read.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from ovr_ray.recipe import Config, Source
 
@@ -27,6 +27,14 @@ class Record(BaseModel):
     def to_json(self) -> str:
         """Return the content of the record's file; fields that were not given are left out."""
         return self.model_dump_json(indent=1, by_alias=True, exclude_unset=True)
+
+
+def _whole(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+WholeConfig = Annotated[Config, PlainSerializer(_whole)]
+"""A config that is written with every field, given or not: a later version may have other defaults."""
 
 
 class Status(StrEnum):
@@ -65,7 +73,7 @@ class TrialRecord(Record):
     """Why it diverged, failed, or crashed the last time."""
     failures: int = 0
     """How many times it crashed, over all sessions."""
-    config: Config
+    config: WholeConfig
 
 
 class MadeWith(Record):

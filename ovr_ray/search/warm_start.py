@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Recipe, absolute
-from ovr_ray.runs import Record, RunFolder, TrialRecord
+from ovr_ray.runs import Record, RunFolder, TrialRecord, WholeConfig
 from ovr_ray.search.space import TaskSpace
 from ovr_ray.storage import read_if_there, side_by_side, write_whole
 
@@ -29,7 +29,7 @@ class PriorTrial(Record):
     task: str
     """The task of this search."""
     score: float
-    config: Config
+    config: WholeConfig
 
 
 class WarmStart(Record):

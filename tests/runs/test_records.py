@@ -72,3 +72,10 @@ def test_winners_are_read_as_they_were_written_without_fields_that_were_not_give
     assert set(written["crack"]) == {"trial", "epoch", "threshold", "metrics", "config", "checkpoint"}
     assert written["dust"]["from"] == "refit"
     assert str(plain) == "crack-0001@2 at 32 pixels"
+
+
+def test_a_trial_is_written_with_every_field_of_its_config() -> None:
+    record = TrialRecord(task="crack", number=0, status=Status.FINISHED, config=Config(lr=0.5))
+    written = json.loads(record.to_json())["config"]
+    assert written.keys() == Config.model_fields.keys()
+    assert TrialRecord.from_json(record.to_json()).config == Config(lr=0.5)
