@@ -1,6 +1,7 @@
 """Everything that depends on Ray's internals or on the wording of its messages, for the Ray that constraints.txt pins.
 
-Each function has a test in ``tests/test_ray_quirks.py``. Run those first after an upgrade of Ray.
+The tests are in ``tests/test_ray_quirks.py`` and, for loopback, in ``tests/test_cluster.py``. Run them first after an
+upgrade of Ray.
 """
 
 from __future__ import annotations

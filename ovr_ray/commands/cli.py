@@ -43,7 +43,7 @@ def init(
     labels: Annotated[
         str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames and a column of 0/1 per label")
     ],
-    images: Annotated[str | None, typer.Option(help="folder of the filenames [the CSV's folder]")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of the filenames", show_default="the CSV's folder")] = None,
     output: Annotated[Path, typer.Option(help="file of the recipe")] = Path("recipe.yaml"),
 ) -> None:
     """Write a starter recipe for a label file."""
@@ -122,7 +122,9 @@ def refit(
     run: RunPath,
     folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = FOLDS,
     workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, each on a GPU")] = 1,
-    image_size: Annotated[int | None, typer.Option(min=LEAST_IMAGE_SIZE, help="pixels a side [as the winner]")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=LEAST_IMAGE_SIZE, help="pixels a side", show_default="winner's")
+    ] = None,
     task: Tasks = [],  # noqa: B006
 ) -> None:
     """Train the winners again as folds over train and validation, or resume that."""
@@ -138,7 +140,7 @@ def combine(
         list[str], typer.Option(metavar="TASK=TRIAL[@EPOCH]", help="choose a winner by hand: trial or checkpoint")
     ] = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
-    output: Annotated[str | None, typer.Option(help="file of the model [RUN/joint.pt]")] = None,
+    output: Annotated[str | None, typer.Option(help="file of the model", show_default="RUN/joint.pt")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of this many trials per task")] = 1,
     flip_average: Annotated[bool, typer.Option("--flip-average", help="average over an image's four flips")] = False,
     calibrate: Annotated[Calibration | None, typer.Option(help="make probabilities match frequencies")] = None,
@@ -163,9 +165,9 @@ def combine(
 @app.command()
 def evaluate(
     model: ModelPath,
-    labels: Annotated[str | None, typer.Option(help="label file [the run's own test split]")] = None,
-    images: Annotated[str | None, typer.Option(help="folder of its filenames [the label file's folder]")] = None,
-    output: Annotated[str | None, typer.Option(help="file of the metrics [metrics.json beside the model]")] = None,
+    labels: Annotated[str | None, typer.Option(help="label file", show_default="the run's own test split")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of its filenames", show_default="its folder")] = None,
+    output: Annotated[str | None, typer.Option(help="file of the metrics", show_default="beside the model")] = None,
 ) -> None:
     """Score a joint model on images that no trial has seen."""
     from ovr_ray.commands import verbs
@@ -181,11 +183,11 @@ def predict(
         list[str],
         typer.Argument(metavar="PATH…", help="image files, folders, .csv or .parquet files of filenames"),
     ],
-    images: Annotated[str | None, typer.Option(help="folder of a table's names [the table's folder]")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of a table's names", show_default="its folder")] = None,
     output: Annotated[
-        str | None, typer.Option(help="FILE.csv or FILE.parquet, or a folder for parts [the terminal]")
+        str | None, typer.Option(help="FILE.csv or FILE.parquet, or a folder for parts", show_default="the terminal")
     ] = None,
-    form: Annotated[TableFormat | None, typer.Option("--format", help="of the parts [parquet]")] = None,
+    form: Annotated[TableFormat | None, typer.Option("--format", help="of the parts", show_default="parquet")] = None,
 ) -> None:
     """Write a probability and a decision for every label of every image.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,9 @@ WHITE_IS_ZERO: Final = 0
 
 SIGNED: Final = 2
 """Value of TIFF's SampleFormat."""
+
+DAMAGED_METADATA: Final = (struct.error, ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError)
+"""Errors that Pillow raises for damaged EXIF, which the pixels do not depend on."""
 
 
 class BadImage(Exception):
@@ -112,7 +116,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Return an image with its EXIF orientation applied, if that can be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  damaged EXIF: Pillow raises struct.error, TypeError and others; the pixels are whole
+    except DAMAGED_METADATA:  # the pixels are whole
         return image
 
 

@@ -179,7 +179,7 @@ class Search(Section):
     grace_epochs: PositiveInt = 3
     """Number of epochs before which ASHA stops no trial."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """At each rung of ASHA, 1 in this many trials goes on."""
+    """At each rung of ASHA, 1 in this many trials continues."""
     seed: NonNegativeInt = 0
     max_concurrent: PositiveInt | None = None
     """Trials that run at once; null: as many as fit the running nodes. A number also makes an autoscaler add nodes."""

@@ -131,7 +131,7 @@ def checkpoints_in(folder: UPath, files: Mapping[str, int]) -> dict[UPath, Check
         checkpoint, _, name = path.partition("/")
         if checkpoint.startswith("checkpoint-") and name:
             found[checkpoint][name] = size
-    return {folder / name: found[name] for name in sorted(found)}
+    return {folder / name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
 
 
 def _read_table(file: UPath, keep_default_na: bool = False) -> pd.DataFrame | None:

@@ -1,6 +1,6 @@
 """All tasks of a search behind one Tuner: a searcher and a scheduler per task, with fair turns.
 
-Both are rebuilt from the run folder when a search is resumed: Optuna is told again of the finished trials and of those
+Both are rebuilt from the run folder when a search is resumed: Optuna is given the finished trials again, and those
 of a warm start, ASHA of the recorded epochs. A draw depends on the seed, the task, the trial's number and what Optuna
 knows by then, not on how often the search was interrupted.
 """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from upath import UPath
 
-from ovr_ray.model import Card, forget, initial_weights, load_training, read_card, save
+from ovr_ray.model import TRAINING, Card, forget, initial_weights, load_training, read_card, save
 from ovr_ray.recipe import Augment, Checkpoints, Config, ThresholdGoal
 from ovr_ray.runs import TrialFolder
 from ovr_ray.training.trainer import EpochRow, Trainer
@@ -180,7 +180,10 @@ class Session:
         return {path: card for path, files in found.items() if (card := read_card(path, files))}
 
     def _latest_checkpoint(self) -> tuple[UPath, Card] | None:
-        return max(self._whole_checkpoints().items(), key=lambda found: found[1].epoch, default=None)
+        """Return the checkpoint to resume from; only those that were the latest have a training state."""
+        found = self._given.folder.checkpoints().items()
+        resumable = [(path, card) for path, files in found if TRAINING in files and (card := read_card(path, files))]
+        return max(resumable, key=lambda checkpoint: checkpoint[1].epoch, default=None)
 
     def save(self, row: EpochRow) -> None:
         """Write the epoch's checkpoint, if one is due, and its row; raises :class:`Unwritable`."""

@@ -89,6 +89,18 @@ def test_the_best_and_the_latest_checkpoint_are_kept_and_only_the_latest_can_be_
     }
 
 
+def test_without_the_latest_checkpoint_a_trial_starts_again_instead_of_failing(folder: TrialFolder) -> None:
+    train(Session(assignment(folder), torch.device("cpu")), 3)
+    latest = folder.checkpoint(3)
+    for file in latest.iterdir():
+        file.unlink()
+    latest.rmdir()
+    assert folder.checkpoints()  # the best one is left, without the state that training resumes from
+    again = Session(assignment(folder), torch.device("cpu"))
+    assert again.restored is None
+    assert again.trainer.epoch == 0
+
+
 def test_the_last_epoch_and_epochs_of_a_high_f1_are_saved_whatever_the_interval(tmp_path: Path) -> None:
     saved = {}
     for name, above_f1 in (("rarely", None), ("above", 0.0)):
