@@ -36,7 +36,16 @@ WHITE_IS_ZERO: Final = 0
 SIGNED: Final = 2
 """Value of TIFF's SampleFormat."""
 
-DAMAGED_METADATA: Final = (struct.error, ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError)
+DAMAGED_METADATA: Final = (
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 """Errors that Pillow raises for damaged EXIF, which the pixels do not depend on."""
 
 

@@ -69,6 +69,19 @@ def test_damaged_exif_does_not_cost_the_pixels() -> None:
         assert decode(content, "gray").tolist() == [[[255] * 4] * 2]
 
 
+def test_no_byte_of_exif_can_cost_the_pixels() -> None:
+    rng, exif = np.random.default_rng(1), Image.Exif()
+    exif[274], exif[271], exif[282] = 6, "maker", 72.0
+    exif.get_ifd(0x8769)[36867] = "2026:01:01 00:00:00"
+    whole = exif.tobytes()
+    for _ in range(4000):
+        damaged = bytearray(whole)
+        for at in rng.integers(6, len(damaged), rng.integers(1, 10)):
+            damaged[at] = rng.integers(256)
+        content = file_of(Image.new("L", (8, 8), 255), "JPEG", exif=bytes(damaged))
+        assert (decode(content, "gray") == 255).all()
+
+
 def test_a_file_of_another_format_is_refused_whatever_its_name() -> None:
     for form in ("EPS", "PPM", "TGA"):
         with pytest.raises(BadImage, match="of an unknown format"):
