@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from tests.support import PATIENCE, end, free_port, plain_recipe, run_cli, run_c
 
 PROJECT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def test_an_address_where_nothing_listens_is_refused(cells: Path, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_results_that_are_too_large_for_a_log_are_not_sent(
 def address() -> Iterator[str]:
     """Start a head with ports and a temporary folder of its own, and yield its address; end it by its pid."""
     dashboard, agent, gcs, client = (free_port() for _ in range(4))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "token"}
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | TOKEN
     environment["PATH"] = f"{Path(RAY).parent}:{environment['PATH']}"  # jobs say `python`
     with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder:
         ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
@@ -181,7 +183,8 @@ def address() -> Iterator[str]:
         with (Path(folder) / "head.log").open("w") as log:
             head = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            wait_for(lambda: submit(f"http://127.0.0.1:{dashboard}", "true").returncode == 0)
+            wait_for(lambda: head.poll() is not None or submit(f"http://127.0.0.1:{dashboard}", "true").returncode == 0)
+            assert head.poll() is None, (Path(folder) / "head.log").read_text()
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             end(head)
@@ -197,7 +200,7 @@ def submit(
 
 def ray(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Ray's command line with the token of this user."""
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    environment = os.environ | TOKEN
     return subprocess.run(
         [RAY, *command], capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
     )
@@ -254,7 +257,7 @@ def test_a_submitted_run_can_be_left_and_followed_again_and_its_model_is_fetched
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     verb = [sys.executable, "-m", "ovr_ray.commands.cli", "submit"]
     command = [*verb, str(tmp_path / "recipe.yaml"), "--address", address]
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    environment = os.environ | TOKEN
     home = ["--output", str(tmp_path / "home")]
     left = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert left.stdout is not None
