@@ -51,6 +51,7 @@ with cluster.connected():
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
+@pytest.mark.slow
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     printed = subprocess.run(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from pathlib import Path
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain, count
 
 import pandas as pd
+import yaml
+from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import SUFFIXES, read_table
+from ovr_ray.images import SUFFIXES, as_numbers, read_table, separators, stamps
+from ovr_ray.recipe import absolute, collides, plain
 
 TEMPLATE = """\
 # Written by `ovr-ray init {labels}`. Every field there is: jobs/recipes/reference.yaml
@@ -39,55 +43,84 @@ TASK = """\
 """
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The columns that a recipe needs; the column of file names is None if there is none."""
+
+    table: pd.DataFrame
+    separator: str
+    filename: str | None
+    labels: list[str]
+
+
 def starter_recipe(labels: str, images: str | None = None) -> str:
     """Return a recipe for a label file, as YAML.
 
     Raises
     ------
     BadInput
-        If no column names images, or none holds 0 and 1.
+        If the file cannot be read, no column names images, or none holds 0 and 1.
     """
-    separator = _separator(labels)
-    table = read_table(labels, separator)
-    twice = sorted({str(column) for column in table if list(table).count(column) > 1})
-    if twice:
-        problem = f"has columns of the same name: {', '.join(map(repr, twice))}"
-        raise BadInput(Fault(labels, problem, "give every column a name of its own"))
-    filename = next((c for c in table if table[c].str.lower().str.endswith(SUFFIXES).mean() > 0.5), None)
-    binary = [c for c in table if set(table[c].str.strip()) - {""} == {"0", "1"}]
+    folder = images or str(UPath(labels).parent)
+    found = _read(absolute(labels), absolute(folder))
     faults = []
-    if filename is None:
+    if found.filename is None:
         faults.append(Fault(labels, "no column names image files", f"such names end in {', '.join(SUFFIXES)}"))
-    if not binary:
+    if not found.labels:
         faults.append(Fault(labels, "no column holds 0 and 1", "a label is a column of 1 for yes and 0 for no"))
-    if faults:
+    if twice := [name for name, count in Counter(found.table.columns).items() if faults and count > 1]:
+        problem = f"has columns of the same name: {', '.join(map(repr, twice))}"
+        faults.append(Fault(labels, problem, "give every column a name of its own"))
+    if faults or found.filename is None:
         raise BadInput(faults)
+    names = dict[str, str]()
+    for column in found.labels:
+        name = plain(column) or "label"
+        numbered = (f"{name[:36]}-{number}" for number in count(2))
+        names[next(free for free in chain([name], numbered) if not collides(free, names))] = column
     return TEMPLATE.format(
-        name=json.dumps(_plain(Path(labels).resolve().parent.name)),
-        labels=json.dumps(labels),
-        images=json.dumps(images or str(Path(labels).parent)),
-        separator=json.dumps(separator),
-        filename=json.dumps(filename),
-        tasks="".join(_task(str(column), table[column].str.strip()) for column in binary).rstrip(),
+        name=_quoted(plain(UPath(absolute(labels)).parent.name) or "run"),
+        labels=_quoted(labels),
+        images=_quoted(folder),
+        separator=_quoted(found.separator),
+        filename=_quoted(found.filename),
+        tasks="".join(_task(name, column, as_numbers(found.table[column])) for name, column in names.items()).rstrip(),
     )
 
 
-def _separator(labels: str) -> str:
-    try:
-        with Path(labels).open(encoding="utf-8-sig", newline="") as file:
-            return csv.Sniffer().sniff(file.readline(), delimiters=";,\t|").delimiter
-    except (OSError, csv.Error, UnicodeDecodeError):
-        return ";"  # reading the table reports what is wrong with it
+def _read(labels: str, folder: str) -> _Found:
+    """Read a label file with the first separator that gives names and labels, or else with the most likely one."""
+    likely, refused = None, None
+    for separator in separators(labels):
+        try:
+            found = _columns(read_table(labels, separator), separator, folder)
+        except BadInput as error:  # with another separator rows have more cells than the header
+            refused = refused or error
+            continue
+        if found.filename and found.labels:
+            return found
+        likely = likely or found
+    if refused or likely is None:
+        raise refused or BadInput(Fault(labels, "has no rows"))
+    return likely
 
 
-def _task(column: str, cells: pd.Series) -> str:
-    positives, known = int((cells == "1").sum()), int((cells != "").sum())
+def _columns(table: pd.DataFrame, separator: str, folder: str) -> _Found:
+    alone = [name for name, count in Counter(table.columns).items() if count == 1]
+    named = [name for name in alone if table[name].str.strip().str.lower().str.endswith(SUFFIXES).mean() > 0.5]
+    if not named:
+        first = table.head(100)
+        named = [name for name in alone if len(stamps(folder, first[name])) > len(first) / 2]
+    labels = [name for name in alone if set(as_numbers(table[name])[table[name].str.strip() != ""]) == {0, 1}]
+    return _Found(table, separator, next(iter(named), None), [name for name in labels if name not in named[:1]])
+
+
+def _task(name: str, column: str, cells: pd.Series) -> str:
+    positives, known = int((cells == 1).sum()), int(cells.notna().sum())
     rest = f", {len(cells) - known} not known" if known < len(cells) else ""
-    names = {"name": json.dumps(_plain(column)), "column": json.dumps(column)}
-    return TASK.format(positives=positives, count=known, share=positives / known, rest=rest, **names)
+    quoted = {"name": _quoted(name), "column": _quoted(column)}
+    return TASK.format(positives=positives, count=known, share=positives / known, rest=rest, **quoted)
 
 
-def _plain(text: str) -> str:
-    """Return a text that can be part of a path."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-.") else "-" for c in text).strip("-.")
-    return kept or "run"
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, allow_unicode=True, default_style='"', width=math.inf).strip()

@@ -70,7 +70,7 @@ def prepare(recipe: Runnable) -> ImageSet:
     """
     recipe = _recipe(recipe)
     cluster.refuse_relative_paths(recipe)
-    table = read_labels(recipe.data, recipe.tasks)
+    table = read_labels(recipe.resolved().data, recipe.tasks)
     with cluster.connected():
         cluster.refuse_relative_paths(recipe)
         recipe = recipe.resolved()
@@ -79,7 +79,7 @@ def prepare(recipe: Runnable) -> ImageSet:
 
 def preview(recipe: Runnable, output: str | Path = "preview.png") -> None:
     """Write a contact sheet as PNG: samples of every combination of labels, as stored and as augmented."""
-    recipe = _recipe(recipe)
+    recipe = _recipe(recipe).resolved()
     contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output)
 
 

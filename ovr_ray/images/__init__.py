@@ -2,11 +2,12 @@
 
 from ovr_ray.images.decoding import SUFFIXES, BadImage, decode, read_image
 from ovr_ray.images.feed import Batch, Feed
+from ovr_ray.images.files import refuse_moved, stamps
 from ovr_ray.images.image_set import ImageSet, bad_images_fault, load, prepare
 from ovr_ray.images.labels import SPLITS, LabelTable, empty_split_faults, groups, read_labels
 from ovr_ray.images.preview import contact_sheet
 from ovr_ray.images.progress import progress
-from ovr_ray.images.tables import read_table
+from ovr_ray.images.tables import as_numbers, read_table, separators
 
 __all__ = [
     "SPLITS",
@@ -16,6 +17,7 @@ __all__ = [
     "Feed",
     "ImageSet",
     "LabelTable",
+    "as_numbers",
     "bad_images_fault",
     "contact_sheet",
     "decode",
@@ -27,4 +29,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_table",
+    "refuse_moved",
+    "separators",
+    "stamps",
 ]

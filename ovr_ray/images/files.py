@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from stat import S_ISREG
 
 from upath import UPath
+
+from ovr_ray.errors import BadInput, Fault
+from ovr_ray.storage import listed
 
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
 """Keys under which filesystems list a file's version: tags (S3, Google, HTTP) before times."""
@@ -31,6 +35,32 @@ def stamps(root: str, names: Iterable[str]) -> dict[str, str]:
     """
     folder = UPath(root)
     return _on_disk(str(folder), names) if isinstance(folder, Path) else _in_listing(folder, names)
+
+
+def alike(name: str, root: str) -> str:
+    """Return, for a file that does not exist, which file below the folder may be meant; empty if none is alike.
+
+    Names are alike that differ only in capitals, suffix, spaces at the ends, backslashes, or form of Unicode.
+    """
+    for found in listed(UPath(root)):
+        if found != name and _bare(found) == _bare(name):
+            forms = {form: unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+            form = next((form for form, spelled in forms.items() if spelled == found), None)
+            spelled = f", which the folder spells in another form of Unicode ({form})" if form else ""
+            return f"did you mean {found!r}{spelled}?"
+    return ""
+
+
+def _bare(name: str) -> str:
+    plain = unicodedata.normalize("NFC", name.replace("\\", "/").strip())
+    return posixpath.splitext(posixpath.normpath(plain))[0].casefold()
+
+
+def refuse_moved(root: str, names: Sequence[str]) -> None:
+    """Raise :class:`BadInput` if a folder holds none of a run's images, which then must be somewhere else."""
+    if len(names) and not stamps(root, names):
+        problem = f"holds none of the run's {len(names)} images, such as {next(iter(names))!r}"
+        raise BadInput(Fault(root, problem, "bring them back, or say where they are now: --images DIR"))
 
 
 def _on_disk(folder: str, names: Iterable[str]) -> dict[str, str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images.files import stamps
+from ovr_ray.images.files import alike, stamps
 from ovr_ray.images.splitting import limited, split
-from ovr_ray.images.tables import read_table
+from ovr_ray.images.tables import as_numbers, read_table
 from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Split, Task
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -78,6 +79,20 @@ class LabelTable:
         """Return a hash that changes with any filename, label or split."""
         table = self.labels.assign(**{"\0file": self.files, "\0part": self.splits})
         return hashlib.sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()[:16]
+
+    def resumed(self, begun: pd.DataFrame, data: Data) -> LabelTable:
+        """Return the table in the order of the run that it was read for; the table as it is if other files are in it.
+
+        Parameters
+        ----------
+        begun : DataFrame
+            ``filename`` and ``part`` of the run. A random split is taken from it, because drawing depends on the order.
+        data : Data
+        """
+        if set(self.files) != set(begun.filename):
+            return self
+        table = self.named(begun.filename)
+        return replace(table, splits=begun.part) if isinstance(data.split, RandomSplit) else table
 
 
 def read_labels(data: Data, tasks: dict[str, Task], with_split: bool = True) -> LabelTable:
@@ -147,10 +162,14 @@ def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_spl
         raise BadInput(faults)
 
 
-def _listed(items: Iterable[object]) -> str:
+def _listed(items: Iterable[object], between: str = ", ") -> str:
     texts = [str(item) for item in items]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return ", ".join(texts[:SHOWN]) + more
+    return between.join(texts[:SHOWN]) + more
+
+
+def _quoted(items: Iterable[object]) -> str:
+    return _listed(map(repr, items))
 
 
 def _groups(table: pd.DataFrame, column: str) -> pd.Series:
@@ -163,13 +182,13 @@ def _counted(count: int, one: str, many: str) -> str:
 
 
 def _numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return table[columns].apply(pd.to_numeric, errors="coerce").astype("float32")
+    return table[columns].apply(as_numbers).astype("float32")
 
 
 def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
     for column in labels.columns.unique():
-        text = table[column].str.strip()
-        wrong = text[(text != "") & ~table[column].pipe(pd.to_numeric, errors="coerce").isin([0, 1])]
+        text = table[column]
+        wrong = text[(text.str.strip() != "") & ~as_numbers(text).isin([0, 1])]
         if len(wrong):
             cells = [f"row {row} {value!r}" for row, value in wrong.items()]
             problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {_listed(cells)}"
@@ -184,31 +203,26 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     if len(empty):
         yield Fault(where, f"{_counted(len(empty), 'row names', 'rows name')} no file: row {_listed(empty.index)}")
     names = names.drop(empty.index)
-    twice = names[names.duplicated(keep=False)]
+    files = names.map(posixpath.normpath)
+    twice = names[files.duplicated(keep=False)]
     if len(twice):
-        named = [f"{name!r} (rows {_listed(rows)})" for name, rows in twice.groupby(twice).groups.items()]
-        yield Fault(
-            where,
-            f"{_counted(len(named), 'file has', 'files have')} more than one row: {_listed(named)}",
-            "keep one row per image",
-        )
+        named = [", ".join(f"row {row} {name!r}" for row, name in rows.items()) for _, rows in twice.groupby(files)]
+        problem = f"{_counted(len(named), 'file has', 'files have')} more than one row: {_listed(named, '; ')}"
+        yield Fault(where, problem, "keep one row per image")
     outside = names[[name.startswith("/") or ".." in name.split("/") for name in names]]
     if len(outside):
-        remedy = f"paths are relative to data.images ({data.images})"
-        yield Fault(
-            where,
-            f"{_counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_listed(outside)}",
-            remedy,
-        )
+        problem = f"{_counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_quoted(outside)}"
+        yield Fault(where, problem, f"paths are relative to data.images ({data.images})")
     if not UPath(data.images).is_dir():
-        yield Fault("data.images", f"{data.images} is not a folder")
+        yield Fault("data.images", f"{data.images!r} is not a folder")
         return
     inside = names.drop(outside.index)
     existing = stamps(data.images, inside)
     missing = [name for name in inside if name not in existing]
     if missing:
-        problem = f"{len(missing)} of {len(names)} images are missing: {_listed(missing)}"
-        yield Fault(where, problem, f"they are looked for below data.images ({data.images})")
+        problem = f"{len(missing)} of {len(names)} images are missing: {_quoted(missing)}"
+        looked = f"they are looked for below data.images ({data.images})"
+        yield Fault(where, problem, "; ".join(filter(None, [looked, alike(missing[0], data.images)])))
 
 
 def _class_faults(labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
@@ -222,16 +236,19 @@ def _class_faults(labels: pd.DataFrame, data: Data) -> Iterable[Fault]:
 
 def _split_column_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     if isinstance(data.split, ColumnSplit):
-        splits = table[data.split.column]
+        cells = table[data.split.column]
+        splits = cells.str.strip()
         if data.group:
             by_group = splits.groupby(_groups(table, data.group))
             torn = [group for group, inside in by_group if len(set(inside)) > 1]
             if torn:
                 problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one split: {_listed(torn)}"
                 yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one split")
-        wrong = [f"row {row} {value!r}" for row, value in splits[~splits.str.strip().isin(SPLITS)].items()]
+        wrong = [f"row {row} {value!r}" for row, value in cells[~splits.isin(SPLITS)].items()]
         if wrong:
-            yield Fault(f"{data.labels}, column {data.split.column!r}", f"not train, val or test: {_listed(wrong)}")
+            problem = f"not train, val or test: {_listed(wrong)}"
+            remedy = "write one of them into every row; a row that is for none of them has to be removed"
+            yield Fault(f"{data.labels}, column {data.split.column!r}", problem, remedy)
 
 
 def empty_split_faults(table: LabelTable, data: Data) -> Iterable[Fault]:

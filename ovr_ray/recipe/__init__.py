@@ -27,6 +27,7 @@ from ovr_ray.recipe.config import (
     is_anchored,
     is_weights_file,
 )
+from ovr_ray.recipe.names import collides, plain
 from ovr_ray.recipe.reading import extended, load, parse
 from ovr_ray.recipe.sections import (
     BUILT_IN_TRACKERS,
@@ -75,10 +76,12 @@ __all__ = [
     "ThresholdGoal",
     "Uniform",
     "absolute",
+    "collides",
     "extended",
     "is_anchored",
     "is_weights_file",
     "load",
     "parse",
+    "plain",
     "plugins",
 ]

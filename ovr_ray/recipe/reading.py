@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,10 @@ _BRANCHES = {"value", "random", "number", "f1", "float", "int", "str", "none", "
 """Names of union branches that pydantic puts into the path of an error; no field has such a name."""
 
 
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = 100
+
+
 def _path(steps: Sequence[str | int]) -> str:
     kept: list[str] = []
     for step in map(str, steps):
@@ -135,7 +140,7 @@ def _fault(error: ErrorDetails, source: str) -> Fault:
         return Fault(where, "is required and missing")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     plain = isinstance(error["input"], str | int | float | bool | None)
-    problem = f"{message}, not {error['input']!r}" if plain and error["type"] != "recipe" else message
+    problem = f"{message}, not {_QUOTED.repr(error['input'])}" if plain and error["type"] != "recipe" else message
     return Fault(where, problem, _remedy(error, path))
 
 

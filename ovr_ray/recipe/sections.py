@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -21,9 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from ovr_ray.choices import LEAST_IMAGE_SIZE, Color, Metric, OnBadImage, Scheduler, Searcher
 from ovr_ray.recipe import plugins
 from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Section, Space, absolute, is_anchored
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""A name that becomes part of a path: letters, digits, '_', '-', '.'."""
+from ovr_ray.recipe.names import Name, collides
 
 
 def _fault_at(where: tuple[str | int, ...], problem: str, value: Any) -> InitErrorDetails:
@@ -77,6 +74,8 @@ class Data(Section):
     image_size: Annotated[int, Field(ge=LEAST_IMAGE_SIZE, le=4096)] = 224
     """Pixels a side of the stored images, which are resized to a square."""
     color: Color = "gray"
+    white: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """Value of white in gray images of more than 8 bits; null: the largest that the bits of each file allow."""
     limit: PositiveInt | None = None
     """Use only about this many rows, with the labels' shares kept; for trying things out."""
     on_bad_image: OnBadImage = "error"
@@ -251,11 +250,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tasks_have_columns_of_their_own(self) -> Recipe:
-        columns = Counter(
-            ["filename", "path", "row", "part", "error", *self.tasks, *(f"{task}_probability" for task in self.tasks)]
-        )
         problem = "is the name of another column of the predictions; give the task another name"
-        faults = [_fault_at(("tasks", name), problem, name) for name in self.tasks if columns[name] > 1]
+        others = {name: [other for other in self.tasks if other != name] for name in self.tasks}
+        faults = [_fault_at(("tasks", name), problem, name) for name in self.tasks if collides(name, others[name])]
         if faults:
             raise ValidationError.from_exception_data("Recipe", faults)
         return self

@@ -76,7 +76,7 @@ def refit(
     recipe, made_with = run.read()
     chosen = _winners(run, recipe, tasks, image_size)
     _refuse_impossible(recipe, chosen, folds, workers)
-    table = check(recipe)
+    table = check(recipe).resumed(run.split(), recipe.data)
     if table.fingerprint() != made_with.data_fingerprint:
         remedy = "bring back the label file that the run began with"
         raise BadInput(Fault(recipe.data.labels, "the labels or their split are not those of the run", remedy))

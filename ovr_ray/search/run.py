@@ -78,6 +78,9 @@ def tune(
     refuse_lacking_packages(recipe.search.trackers)
     table = check(recipe)
     run = RunFolder.of(recipe)
+    run.refuse_foreign()
+    if run.is_begun:
+        table = table.resumed(run.split(), recipe.data)
     Clock(run.clock).refuse_a_second_process()
     known = begin_with(run, recipe, warm_start, console)
     with cluster.connected():

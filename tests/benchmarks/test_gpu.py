@@ -18,6 +18,7 @@ def baselines(rows: list[Row]) -> list[str]:
     return [row["baseline"] for row in rows]
 
 
+@pytest.mark.slow
 def test_steps_and_feed_are_compared() -> None:
     assert baselines([*gpu.steps(LOAD, BACKBONE, 8), gpu.feeding(LOAD, BACKBONE, 8)]) == ALONE
 

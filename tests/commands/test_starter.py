@@ -5,10 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from upath import UPath
 
 from ovr_ray.commands.starter import starter_recipe
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import parse
+from ovr_ray.images import read_labels
+from ovr_ray.recipe import Recipe, parse
 from tests.support import run_cli
 
 
@@ -56,7 +58,95 @@ def test_the_separator_and_the_columns_are_found(separator: str, tmp_path: Path)
     assert "# 1 of 2 images (50.0%) are positive, 1 not known" in text
 
 
-def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
+def test_label_columns_of_the_same_name_are_told(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("f;wet;wet\na.png;1;0\n")
     with pytest.raises(BadInput, match="has columns of the same name: 'wet'"):
         starter_recipe(str(tmp_path / "labels.csv"))
+
+
+def started(folder: Path, header: list[str], separator: str = ";", file: str = "labels.csv") -> Recipe:
+    """Write 40 images and a label file with 0/1 in every column but the first; return its recipe, which must fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [separator.join(header)]
+    for i in range(40):
+        (folder / f"{i}.png").touch()
+        lines.append(separator.join([f"{i}.png", *(str((i + column) % 2) for column in range(len(header) - 1))]))
+    (folder / file).write_text("\n".join(lines))
+    recipe = parse(yaml.safe_load(starter_recipe(str(folder / file))))
+    table = read_labels(recipe.data, recipe.tasks)
+    assert len(table.files) == 40
+    assert (table.labels.sum() == 20).all()
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        (["裂纹", "断栅"], ["裂纹", "断栅"]),
+        (["has crack?", "has crack!"], ["has-crack", "has-crack-2"]),
+        (["error", "part", "row"], ["error-2", "part-2", "row-2"]),
+        (["_x", "__x", "-"], ["x", "x-2", "label"]),
+        (["a", "a_probability"], ["a", "a_probability-2"]),
+        (["0", "1", "no", "null", "~"], ["0", "1", "no", "null", "label"]),
+        (["x" * 300, "x" * 301], ["x" * 150, "x" * 36 + "-2"]),
+        (['"a: b #"', "{c}", "📷"], ["a--b", "c", "label"]),
+        (["a", "", ""], ["a"]),
+    ],
+)
+def test_a_recipe_fits_its_table_whatever_the_columns_are_called(
+    header: list[str], names: list[str], tmp_path: Path
+) -> None:
+    assert list(started(tmp_path, ["file", *header]).tasks) == names
+
+
+@pytest.mark.parametrize("folder", ["📷 cells", "~", "cells.v2", "a: b #c", "_images", "größe"])
+def test_a_folder_may_have_any_name(folder: str, tmp_path: Path) -> None:
+    assert started(tmp_path / folder, ["file", "crack"]).data.images == str(tmp_path / folder)
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|", ":", " ", "#"])
+def test_the_separator_is_found_though_the_header_has_others_too(separator: str, tmp_path: Path) -> None:
+    header = ["file", *("a,b;c".translate(str.maketrans(separator, "_")), "d")]
+    assert started(tmp_path, header, separator).data.separator == separator
+
+
+def test_a_column_of_names_without_a_suffix_is_found_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    (tmp_path / "labels.csv").write_text("id,scan,wet\nx,a,1\ny,b,0\n")
+    assert parse(yaml.safe_load(starter_recipe(str(tmp_path / "labels.csv")))).data.filename == "scan"
+
+
+@pytest.mark.parametrize("cells", [["1.0", "0.0", ""], ["1\xa0", " 0", ""], ["+1", "0", ""]])
+def test_a_label_is_found_however_its_numbers_are_written(cells: list[str], tmp_path: Path) -> None:
+    rows = [f"{i}.png;{cell}" for i, cell in enumerate(cells)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file;wet", *rows]))
+    text = starter_recipe(str(tmp_path / "labels.csv"))
+    assert list(parse(yaml.safe_load(text)).tasks) == ["wet"]
+    assert "# 1 of 2 images (50.0%) are positive, 1 not known" in text
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_labels_and_images_may_be_uris(kind: str, tmp_path: Path) -> None:
+    folder = UPath(f"{kind}://{tmp_path}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.csv").write_text("file;wet\n" + "".join(f"{i}.png;{i % 2}\n" for i in range(20)))
+    for i in range(20):
+        (folder / f"{i}.png").write_bytes(b"")
+    recipe = parse(yaml.safe_load(starter_recipe(str(folder / "labels.csv"))))
+    assert recipe.data.images == str(folder)
+    assert len(read_labels(recipe.data, recipe.tasks).files) == 20
+
+
+def test_parquet_booleans_are_labels(tmp_path: Path) -> None:
+    table = pd.DataFrame({"file": ["a.png", "b.png"], "wet": [True, False]})
+    table.to_parquet(tmp_path / "labels.parquet")
+    assert list(parse(yaml.safe_load(starter_recipe(str(tmp_path / "labels.parquet")))).tasks) == ["wet"]
+
+
+def test_a_file_without_a_header_is_told(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("images/a.png;1;0\nimages/b.png;0;1\n")
+    with pytest.raises(BadInput) as caught:
+        starter_recipe(str(tmp_path / "labels.csv"))
+    assert "line 1: names an image ('images/a.png'), not columns" in str(caught.value)
+    assert "put a header above it: filename;label;label" in str(caught.value)

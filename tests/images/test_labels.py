@@ -59,14 +59,14 @@ def test_a_row_with_an_empty_cell_still_counts_for_the_other_task(read: Write) -
         (rows(header="filename;a;a").replace(";1", ";1;1").replace(";0", ";0;0"), "has column 'a' 2 times"),
         (rows().replace(";", ","), "is data.separator ';' right?"),
         (rows().replace("3.png;1", "3.png;2").replace("5.png;1", "5.png;yes"), "row 5 '2', row 7 'yes'"),
-        (rows().replace("7.png", "3.png"), "'3.png' (rows 5, 9)"),
+        (rows().replace("7.png", "3.png"), "row 5 '3.png', row 9 '3.png'"),
         (
             rows().replace("4.png", "../4.png").replace("6.png", "/6.png"),
-            "2 paths leave the image folder: ../4.png, /6.png",
+            "2 paths leave the image folder: '../4.png', '/6.png'",
         ),
         (rows().replace(";1", ";0"), "has only 0 in it"),
         (rows().replace("\n8.png", "\n"), "1 row names no file: row 10"),
-        (rows(50), "20 of 50 images are missing: 30.png, 31.png"),
+        (rows(50), "20 of 50 images are missing: '30.png', '31.png'"),
         (rows() + "\n1;2;3;4;5;6", "cannot be read"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_fault_is_reported_with_its_place(text: str, message: str, read: Write
 def test_missing_images_are_counted_and_the_first_ten_are_named(read: Write) -> None:
     with pytest.raises(BadInput) as caught:
         read(rows(50))
-    assert "39.png and 10 more" in str(caught.value)
+    assert "'39.png' and 10 more" in str(caught.value)
 
 
 def test_different_faults_are_reported_together(read: Write) -> None:
@@ -182,3 +182,74 @@ def test_the_fingerprint_changes_with_a_label_and_with_the_split(read: Write) ->
     other_split = read(rows(), split={"seed": 5}).fingerprint()
     assert len(prints) == 1
     assert len(prints | {changed, other_split}) == 3
+
+
+@pytest.mark.parametrize("cell", ["1\xa0", " 1", "1.0", "+1", "1e0"])
+def test_a_number_is_read_whatever_spaces_are_around_it_and_however_it_is_written(cell: str, read: Write) -> None:
+    assert read(rows().replace("\n3.png;1", f"\n3.png;{cell}")).labels.a[3] == 1
+
+
+@pytest.mark.parametrize("cell", ["1\xa01", "１", "yes", "True", "1,0", "NA"])
+def test_what_is_no_number_is_quoted_as_it_is_in_the_file(cell: str, read: Write) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(rows().replace("\n3.png;1", f"\n3.png;{cell}"))
+    assert f"1 value is not 0 or 1: row 5 {cell!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["./3.png", ".//3.png", "././3.png"])
+def test_one_image_under_two_spellings_is_a_fault_with_both_rows(other: str, read: Write) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(rows().replace("\n7.png", f"\n{other}"))
+    assert f"1 file has more than one row: row 5 '3.png', row 9 {other!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "hint"),
+    [
+        ("3.png ", "3.png", "'3.png'"),
+        ("3.PNG", "3.png", "'3.png'"),
+        ("3.jpg", "3.png", "'3.png'"),
+        ("a\\b.png", "a/b.png", "'a/b.png'"),
+        ("é.png", "e\u0301.png", "'e\u0301.png', which the folder spells in another form of Unicode (NFD)"),
+        ("e\u0301.png", "é.png", "'é.png', which the folder spells in another form of Unicode (NFC)"),
+    ],
+)
+def test_a_file_that_differs_a_little_from_a_missing_one_is_suggested(
+    written: str, there: str, hint: str, read: Write, tmp_path: Path
+) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    with pytest.raises(BadInput) as caught:
+        read(rows().replace("\n3.png;", f"\n{written};"))
+    assert f"1 of 30 images are missing: {written!r}" in str(caught.value)
+    assert f"did you mean {hint}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["~", "~root.png", "a::b.png", "s3::x.png", "memory:x.png", "a b#?%20{x}.png", "📷.png"]
+)
+def test_a_name_is_a_plain_name_below_the_folder_whatever_it_looks_like(name: str, read: Write, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert read(rows().replace("\n3.png;", f"\n{name};")).files[3] == name
+
+
+def test_a_blank_in_a_split_column_is_told_with_its_row(read: Write) -> None:
+    parts = ["val" if i % 3 == 2 else "train" for i in range(30)]
+    text = "filename;a;part\n" + "\n".join(f"{i}.png;{i % 2};{part}" for i, part in enumerate(parts))
+    assert read(text.replace("\n4.png;0;train", "\n4.png;0;train "), split={"column": "part"}).splits[4] == "train"
+    with pytest.raises(BadInput) as caught:
+        read(text.replace("\n4.png;0;train", "\n4.png;0;"), split={"column": "part"})
+    assert "column 'part': not train, val or test: row 6 ''\n    -> write one of them" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", [{"seed": 3}, {"column": "part"}])
+def test_a_label_file_in_another_order_is_the_same_for_a_run_that_has_begun(split: dict[str, Any], read: Write) -> None:
+    lines = [f"{i}.png;{i % 2};{'val' if i % 3 == 2 else 'train'}" for i in range(30)]
+    began = read("\n".join(["filename;a;part", *lines]), split=split)
+    begun = pd.DataFrame({"filename": began.files, "part": began.splits})
+    data = parse({"name": "x", "data": {"labels": "", "images": "", "split": split}, "tasks": {"a": {}}}).data
+    prints = [
+        read("\n".join(["filename;a;part", *text]), split=split).resumed(begun, data).fingerprint()
+        for text in (lines, lines[::-1], [*lines[:-1], lines[-1].replace(";1;", ";0;")], lines[1:])
+    ]
+    assert [text == began.fingerprint() for text in prints] == [True, True, False, False]

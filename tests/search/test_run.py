@@ -109,6 +109,7 @@ def test_a_finished_search_is_not_run_again(finished: RunFolder) -> None:
     assert before == {str(file): file.stat().st_mtime for file in finished.path.rglob("epochs.csv")}
 
 
+@pytest.mark.slow
 def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(finished: RunFolder, tmp_path: Path) -> None:
     run = copy_run(finished, tmp_path)
     last = next(trial for trial in run.trials() if trial.record.status == Status.FINISHED)
