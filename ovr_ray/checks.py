@@ -63,7 +63,7 @@ def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
 def _bad_images(recipe: Recipe, table: LabelTable) -> dict[int, str]:
     def reason(filename: str) -> str | None:
         try:
-            read_image(f"{recipe.data.images}/{filename}", recipe.data.color)
+            read_image(f"{recipe.data.images}/{filename}", recipe.data)
         except BadImage as error:
             return str(error)
         return None

@@ -24,7 +24,7 @@ from upath import UPath
 
 from ovr_ray.joint import JointMetadata
 from ovr_ray.model import SubModel, build
-from ovr_ray.recipe import Augment, Checkpoints, Config
+from ovr_ray.recipe import Augment, Checkpoints, Config, Data
 from ovr_ray.runs import RunFolder, TrialFolder
 from ovr_ray.training import Assignment
 
@@ -36,6 +36,10 @@ SIZE = 32
 
 PATIENCE = 600
 """Seconds until a process that a test started is taken to hang: well beyond what it needs on a slow machine."""
+
+GRAY = Data(labels="data.csv", images=".")
+RGB = GRAY.model_copy(update={"color": "rgb"})
+"""What :func:`ovr_ray.images.decode` and ``read_image`` ask of a recipe, with its defaults."""
 
 EVERY_OPTION: dict[str, Any] = {
     "warmup_epochs": 1.5,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from upath import UPath
 
 from ovr_ray.model import prepared
-from ovr_ray.recipe import Color
+from ovr_ray.recipe import Data
 from ovr_ray.storage import storage_errors
 
 # set for the whole process, because catch_warnings is not thread-safe; decode reports such images itself
@@ -57,18 +58,39 @@ class UnreadableImage(BadImage):
     """The error of a file that the storage does not return; unlike damaged content, it may be temporary."""
 
 
-def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image file after it was read.
+
+    Attributes
+    ----------
+    error : str
+        The reason why it could not be decoded, or "".
+    digest : bytes
+        SHA-256 of its content; empty if it could not be decoded.
+    peak, white : int
+        Of a gray image of more than 8 bits: its largest value, and the value of white. Of others: 0.
+    """
+
+    error: str = ""
+    digest: bytes = b""
+    peak: int = 0
+    white: int = 0
+
+
+def decode(content: bytes, data: Data, size: int | None = None) -> np.ndarray:
     """Decode the content of an image file.
 
-    Gray of more than 8 bits is scaled to 8 bits by the range that the file gives, transparent pixels are blended with
-    white, and EXIF orientation is applied if it can be read. Of several frames or pages the first is decoded.
+    Gray of more than 8 bits is scaled to 8 bits by ``data.white``, or else by the range that the file gives.
+    Transparent pixels are blended with white, and EXIF orientation is applied if it can be read. Of several frames or
+    pages the first is decoded.
 
     Parameters
     ----------
     content : bytes
         A file of one of :data:`FORMATS`.
-    color : {"gray", "rgb"}
-        Gray is ITU-R 601 luminance.
+    data : Data
+        Its ``color`` and ``white`` are used; gray is ITU-R 601 luminance.
     size : int, optional
         Side in pixels of the square that the image is resized to, in the same way as in a joint model. None keeps the
         image's size.
@@ -83,6 +105,29 @@ def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
         If the file is empty, damaged or of another format, if its pixels have no known range (floating-point numbers,
         32 bits, or a sign), or if there are more of them than Pillow considers safe.
     """
+    return _decoded(content, data, size)[0]
+
+
+def examine(content: bytes, data: Data, size: int | None = None) -> tuple[np.ndarray, Facts]:
+    """:func:`decode` the content of an image file, and return the facts of the file as well."""
+    image, facts = _decoded(content, data, size)
+    return image, replace(facts, digest=hashlib.sha256(content).digest())
+
+
+def read_image(file: str, data: Data, size: int | None = None) -> np.ndarray:
+    """Read a file (path or URI) and :func:`decode` it; raise :class:`BadImage`, also if the file cannot be read."""
+    return decode(read_file(file), data, size)
+
+
+def read_file(file: str) -> bytes:
+    """Return a file's content; raise :class:`UnreadableImage` if the storage fails."""
+    try:
+        return UPath(file).read_bytes()
+    except storage_errors() as error:
+        raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decoded(content: bytes, data: Data, size: int | None) -> tuple[np.ndarray, Facts]:
     if not content:
         raise BadImage("the file is empty")
     try:
@@ -91,8 +136,9 @@ def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
         if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or math.inf):
             raise BadImage(f"more than {limit:,} pixels")
         image.load()
-        pixel_range = _range_of(image)
-        image = _eight_bit(_upright(image), pixel_range).convert("L" if color == "gray" else "RGB")
+        pixel_range = _range_of(image, data.white)
+        facts = Facts(peak=int(np.asarray(image).max()), white=pixel_range.white) if pixel_range else Facts()
+        image = _eight_bit(_upright(image), pixel_range).convert("L" if data.color == "gray" else "RGB")
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -103,22 +149,9 @@ def decode(content: bytes, color: Color, size: int | None = None) -> np.ndarray:
         raise BadImage(f"damaged: {error or type(error).__name__}") from None
     array = np.array(image)
     array = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-    if size is None or array.shape[1:] == (size, size):
-        return array
-    return (prepared(torch.from_numpy(array)[None], len(array), size)[0] * 255).round().byte().numpy()
-
-
-def read_image(file: str, color: Color, size: int | None = None) -> np.ndarray:
-    """Read a file (path or URI) and :func:`decode` it; raise :class:`BadImage`, also if the file cannot be read."""
-    return decode(read_file(file), color, size)
-
-
-def read_file(file: str) -> bytes:
-    """Return a file's content; raise :class:`UnreadableImage` if the storage fails."""
-    try:
-        return UPath(file).read_bytes()
-    except storage_errors() as error:
-        raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if size is not None and array.shape[1:] != (size, size):
+        array = (prepared(torch.from_numpy(array)[None], len(array), size)[0] * 255).round().byte().numpy()
+    return array, facts
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -131,13 +164,13 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Range:
-    """The range of pixels of more than 8 bits: the largest value, and whether zero is white."""
+    """The range of pixels of more than 8 bits, 0 to ``white``, and whether it is reversed: zero is white."""
 
-    largest: int
+    white: int
     zero_is_white: bool
 
 
-def _range_of(image: Image.Image) -> _Range | None:
+def _range_of(image: Image.Image, white: int | None) -> _Range | None:
     """Return the range of an image with pixels of more than 8 bits; None for other images.
 
     Raises
@@ -155,12 +188,12 @@ def _range_of(image: Image.Image) -> _Range | None:
     if not image.mode.startswith("I"):
         return None
     bits = min(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,)))
-    return _Range((1 << bits) - 1, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO)
+    return _Range(white or (1 << bits) - 1, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO)
 
 
 def _eight_bit(image: Image.Image, pixel_range: _Range | None) -> Image.Image:
     if pixel_range:  # Pillow's own conversion would clip at 255, and it inverts only images of up to 8 bits
-        levels = np.asarray(image).astype(np.float64).clip(0, pixel_range.largest) * (255 / pixel_range.largest)
+        levels = np.asarray(image).astype(np.float64).clip(0, pixel_range.white) * (255 / pixel_range.white)
         return Image.fromarray(((255 - levels if pixel_range.zero_is_white else levels) + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         opaque = image.convert("RGBA")

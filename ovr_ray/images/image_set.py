@@ -42,7 +42,7 @@ class ImageSet:
     ----------
     shards : list of Shard
     facts : DataFrame
-        ``error``, ``sums`` and ``squares`` as in :meth:`Shard.facts`, by row of the label table.
+        As :meth:`Shard.facts` returns them, by row of the label table.
     blocks : list of ObjectRef, optional
         For each shard, its rows (int64, N) and images (uint8, N x C x H x W) in the object store. If None, images are
         streamed from storage.
@@ -77,7 +77,7 @@ class ImageSet:
         """
         facts = self.facts.loc[rows]
         facts = facts[facts.error == ""]
-        pixels = len(facts) * self.shards[0].size ** 2
+        pixels = len(facts) * self.shards[0].data.image_size ** 2
         mean = np.stack(list(facts.sums)).sum(0) / pixels
         variance = np.stack(list(facts.squares)).sum(0) / pixels - mean**2
         return mean.tolist(), np.sqrt(np.maximum(variance, 1e-8)).tolist()

@@ -71,7 +71,7 @@ def _readable(names: Iterable[str], data: Data) -> Iterator[torch.Tensor]:
     count = 0
     for name in names:
         try:
-            image = read_image(f"{data.images}/{name}", data.color, data.image_size)
+            image = read_image(f"{data.images}/{name}", data, data.image_size)
         except BadImage:
             continue
         yield torch.from_numpy(image.copy())

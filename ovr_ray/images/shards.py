@@ -1,9 +1,9 @@
 """Decoded images in storage: Parquet files, so that later runs need not decode the images again.
 
 A shard's file name is a hash of everything that determines its pixels: folder, names, sizes and times of its image
-files, and size and color of the stored images. So a corrected label or another split decodes nothing again, a changed
-image only its own shard, and an existing shard is always the right one. Parquet's checksums reveal a damaged shard,
-which is made again. ``<storage>/_images`` may be deleted at any time.
+files, and size, color and white of the stored images. So a corrected label or another split decodes nothing again, a
+changed image only its own shard, and an existing shard is always the right one. Parquet's checksums reveal a damaged
+shard, which is made again. ``<storage>/_images`` may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from ovr_ray.images.decoding import BadImage, UnreadableImage, decode, read_file
+from ovr_ray.images.decoding import BadImage, Facts, UnreadableImage, examine, read_file
 from ovr_ray.images.files import stamps
 from ovr_ray.images.labels import LabelTable
-from ovr_ray.recipe import Color, Data
+from ovr_ray.recipe import Data
 from ovr_ray.storage import storage_errors, write_whole
 
 SHARD_BYTES = 32 << 20
@@ -35,8 +35,11 @@ SHARD_BYTES = 32 << 20
 READ_AHEAD = 16
 """Image files that are read at the same time: a bucket answers after tens of milliseconds."""
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the shards; increase it if the decoder or the content of a shard changes."""
+
+FACTS: Final = tuple(field.name for field in fields(Facts))
+"""Columns of a shard that hold the facts of its images."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,26 @@ class Shard:
     ----------
     file : UPath
         The Parquet file.
-    root : str
-        The folder of the image files.
+    data : Data
+        Folder of the image files, and color, white and size of the stored images.
     filenames : ndarray of str
-        Paths below ``root``.
+        Paths below ``data.images``.
     rows : ndarray of int64
         The images' rows in the label table.
     splits : ndarray of str
         Each image's split. A new shard stores the images of one split together, so that one split can be read alone.
-    color, size
-        As in :class:`~ovr_ray.recipe.Data`.
     """
 
     file: UPath
-    root: str
+    data: Data
     filenames: np.ndarray
     rows: np.ndarray
     splits: np.ndarray
-    color: Color
-    size: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        return (1 if self.color == "gray" else 3), self.size, self.size
+        return self.data.channels, self.data.image_size, self.data.image_size
 
     def images(self, wanted: np.ndarray, verify: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Read the wanted images of the shard; make the shard first if it is missing or damaged.
@@ -105,11 +104,11 @@ class Shard:
         return (rows, images) if chosen.all() else (rows[chosen], images[chosen])
 
     def facts(self) -> pd.DataFrame:
-        """Return ``row``, ``error``, ``sums`` and ``squares`` of every image, without reading pixels.
+        """Return ``row``, ``sums``, ``squares`` and the :class:`Facts` of every image, without reading pixels.
 
         ``sums`` and ``squares`` are sums over the pixels (0..1) and their squares, per channel.
         """
-        columns = ["error", "sums", "squares"]
+        columns = [*FACTS, "sums", "squares"]
         try:
             with self.file.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 table = parquet.read(columns=["place", *columns])
@@ -124,15 +123,15 @@ class Shard:
         """
         order = np.argsort(self.splits, kind="stable")
         names, splits = self.filenames[order], self.splits[order]
-        images, errors = np.zeros((len(names), *self.shape), np.uint8), [""] * len(names)
+        images, facts = np.zeros((len(names), *self.shape), np.uint8), [Facts()] * len(names)
         all_read = True
-        for at, content in enumerate(_contents([f"{self.root}/{name}" for name in names])):
+        for at, content in enumerate(_contents([f"{self.data.images}/{name}" for name in names])):
             try:
-                images[at] = decode(content.result(), self.color, self.size)
+                images[at], facts[at] = examine(content.result(), self.data, self.data.image_size)
             except BadImage as bad:
-                errors[at] = str(bad)
+                facts[at] = Facts(error=str(bad))
                 all_read &= not isinstance(bad, UnreadableImage)
-        table = _table(order, names, images, errors)
+        table = _table(order, names, images, facts)
         if all_read:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.file, _parquet(table, _runs(splits)))
@@ -165,9 +164,10 @@ def shards(table: LabelTable, data: Data, storage: str) -> list[Shard]:
     folder = UPath(storage) / "_images" / f"{data.color}-{data.image_size}"
     made = []
     for rows in _by_bucket(order, hashes % count):
-        key = "\n".join([str(LAYOUT), data.images, *(f"{name}\t{stamp_of.get(name)}" for name in names[rows])])
+        stamped = (f"{name}\t{stamp_of.get(name)}" for name in names[rows])
+        key = "\n".join([str(LAYOUT), data.images, str(data.white), *stamped])
         file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.parquet"
-        made.append(Shard(file, data.images, names[rows], rows, splits[rows], data.color, data.image_size))
+        made.append(Shard(file, data, names[rows], rows, splits[rows]))
     return made
 
 
@@ -200,7 +200,7 @@ def _by_bucket(order: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
     yield from np.split(grouped, np.flatnonzero(np.diff(bucket[grouped])) + 1)
 
 
-def _table(places: np.ndarray, names: np.ndarray, images: np.ndarray, errors: list[str]) -> pa.Table:
+def _table(places: np.ndarray, names: np.ndarray, images: np.ndarray, facts: list[Facts]) -> pa.Table:
     count, (channels, height, width) = len(names), images.shape[1:]
     flat = images.reshape(count, channels, -1)
     sums = flat.sum(2, dtype=np.int64) / 255
@@ -208,8 +208,9 @@ def _table(places: np.ndarray, names: np.ndarray, images: np.ndarray, errors: li
     pixels = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(channels * height * width), count, [None, pa.py_buffer(images)]
     )
-    columns = {"place": places, "filename": pa.array(names, pa.string()), "error": errors}
-    return pa.table(columns | {"sums": list(sums), "squares": list(squares), "image": pixels})
+    columns = {"place": places, "filename": pa.array(names, pa.string()), "sums": list(sums), "squares": list(squares)}
+    known = {name: [getattr(of_file, name) for of_file in facts] for name in FACTS}
+    return pa.table(columns | known | {"image": pixels})
 
 
 def _parquet(table: pa.Table, groups: Iterable[tuple[int, int]]) -> bytes:

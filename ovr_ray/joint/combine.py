@@ -194,7 +194,7 @@ def _real_images(run: RunFolder, recipe: Recipe) -> list[torch.Tensor]:
     data, split, images = recipe.data, run.split(), list[torch.Tensor]()
     for filename in split.filename[split.part == "val"]:
         try:
-            images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data.color).copy()))
+            images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data).copy()))
         except BadImage:
             continue  # was skipped in training too
         if len(images) == PROVEN_ON:

@@ -91,7 +91,7 @@ def validation_images(data: Data, filenames: Sequence[str]) -> tuple[torch.Tenso
     images, places = [], []
     for place, filename in enumerate(filenames):
         try:
-            images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data.color, data.image_size).copy()))
+            images.append(torch.from_numpy(read_image(f"{data.images}/{filename}", data, data.image_size).copy()))
             places.append(place)
         except BadImage:
             continue  # was skipped in training too

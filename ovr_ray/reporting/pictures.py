@@ -111,7 +111,7 @@ def pictures(answers: list[Answer], data: Data, winner: Winner | None) -> list[P
     shown, images = [], []
     for answer in answers:
         try:
-            images.append(read_image(f"{data.images}/{answer.filename}", data.color))
+            images.append(read_image(f"{data.images}/{answer.filename}", data))
         except BadImage:
             continue  # it was deleted after the evaluation
         shown.append(answer)

@@ -18,7 +18,7 @@ from upath import UPath
 from ovr_ray import cluster
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint import JointMetadata, load_torchscript
-from ovr_ray.recipe import Color
+from ovr_ray.recipe import Data
 from ovr_ray.training import set_up_process
 
 BATCH: Final = 32
@@ -48,8 +48,8 @@ def answer(images: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
     """
     cpus, device = _resources()
     model, metadata = _loaded(file, digest, device)
-    color = metadata.recipe["data"]["color"]
-    batches = _decoded(images["path"].tolist(), color, min(2 * cpus + 2, MAX_READERS))
+    data = Data.model_validate(metadata.recipe["data"])
+    batches = _decoded(images["path"].tolist(), data, min(2 * cpus + 2, MAX_READERS))
     rows = [_infer(model, batch, len(metadata.labels)) for batch in batches]
     probability = np.concatenate([probability for probability, _ in rows])
     table = pd.DataFrame({"filename": images["filename"].to_numpy()})
@@ -76,21 +76,21 @@ def _loaded(file: str, digest: str, device: torch.device) -> tuple[torch.jit.Scr
     return load_torchscript(UPath(file).read_bytes(), device)
 
 
-def _decoded(paths: Sequence[str], color: Color, readers: int) -> Iterator[list[np.ndarray | BadImage]]:
+def _decoded(paths: Sequence[str], data: Data, readers: int) -> Iterator[list[np.ndarray | BadImage]]:
     """Yield batches in order, while threads read :data:`AHEAD` more without the interpreter's lock."""
     waiting: deque[list[Future[np.ndarray | BadImage]]] = deque()
     with ThreadPoolExecutor(readers) as pool:
         for start in range(0, len(paths), BATCH):
-            waiting.append([pool.submit(_read, path, color) for path in paths[start : start + BATCH]])
+            waiting.append([pool.submit(_read, path, data) for path in paths[start : start + BATCH]])
             if len(waiting) > AHEAD:
                 yield [image.result() for image in waiting.popleft()]
         while waiting:
             yield [image.result() for image in waiting.popleft()]
 
 
-def _read(path: str, color: Color) -> np.ndarray | BadImage:
+def _read(path: str, data: Data) -> np.ndarray | BadImage:
     try:
-        return read_image(path, color)
+        return read_image(path, data)
     except BadImage as error:
         return error
 

@@ -33,6 +33,7 @@ from ovr_ray.model import SubModel, average_precision, build, choose_threshold, 
 from ovr_ray.recipe import Augment, Config, RandomSplit
 from ovr_ray.training import Trainer, keep_pages
 from tests.benchmarks.quality import IMAGES, LABELS
+from tests.support import GRAY
 
 TASKS, SEED, SIZE, EPOCHS, BATCH = ("crack", "inactive"), 1, 128, 8, 64
 DRAWS = 200
@@ -66,7 +67,7 @@ def train(folder: Path, name: str, task: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     table, size = pd.read_csv(LABELS, sep=";"), int(name[2:]) if name.startswith("px") else SIZE
-    pixels = torch.from_numpy(np.stack([read_image(str(IMAGES / file), "gray", size) for file in table.filename]))
+    pixels = torch.from_numpy(np.stack([read_image(str(IMAGES / file), GRAY, size) for file in table.filename]))
     labels = torch.from_numpy(table[task].to_numpy(np.float32))
     splits = split(table[list(TASKS)], RandomSplit(seed=SEED)).to_numpy()
     seen, unseen = np.flatnonzero(splits == "train"), np.flatnonzero(splits != "train")

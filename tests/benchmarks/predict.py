@@ -24,7 +24,7 @@ from ovr_ray.results import SavedModel, predict
 from ovr_ray.results.worker import BATCH
 from ovr_ray.training import keep_pages
 from tests.benchmarks.measure import Row, in_turn, row
-from tests.support import joint_metadata
+from tests.support import GRAY, joint_metadata
 
 LONG = False
 SIZE = 224
@@ -39,7 +39,7 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, _one_thread(), cluster.connected():
         files = write_images(Path(folder), IMAGES)
         model = _write_model(Path(folder))
-        decoded = [read_image(file, "gray") for file in files]
+        decoded = [read_image(file, GRAY) for file in files]
         joint, _ = load_torchscript(model.file.read_bytes())
         works: dict[str, Callable[[], object]] = {
             "one": partial(predict, model, files, workers=1),

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ovr_ray.choices import Color
 from ovr_ray.images import BadImage, decode, read_image
 from ovr_ray.model import prepared
+from ovr_ray.recipe import Data
+from tests.support import GRAY, RGB
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -28,7 +29,7 @@ def gradient(mode: str = "L", size: tuple[int, int] = (20, 10)) -> Image.Image:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_every_format_decodes_to_gray_and_rgb(kind: str, mode: str) -> None:
     content = encoded(gradient(mode), kind)
-    gray, rgb = decode(content, "gray"), decode(content, "rgb")
+    gray, rgb = decode(content, GRAY), decode(content, RGB)
     assert gray.shape == (1, 10, 20)
     assert rgb.shape == (3, 10, 20)
     assert gray.dtype == rgb.dtype == np.uint8
@@ -37,28 +38,28 @@ def test_every_format_decodes_to_gray_and_rgb(kind: str, mode: str) -> None:
 
 def test_sixteen_bit_pixels_are_scaled_not_clipped() -> None:
     pixels = np.array([[0, 257, 32896, 65535]], np.uint16)
-    assert decode(encoded(Image.fromarray(pixels)), "gray").tolist() == [[[0, 1, 128, 255]]]
+    assert decode(encoded(Image.fromarray(pixels)), GRAY).tolist() == [[[0, 1, 128, 255]]]
 
 
 def test_palette_indices_are_converted_to_their_colors() -> None:
     content = encoded(gradient("RGB").quantize(16))
-    assert np.ptp(decode(content, "gray")) > 150
+    assert np.ptp(decode(content, GRAY)) > 150
 
 
 def test_transparent_pixels_become_white() -> None:
     content = encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))
-    assert (decode(content, "gray") == 255).all()
+    assert (decode(content, GRAY) == 255).all()
 
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     content = encoded(gradient(), "JPEG", exif=exif)
-    assert decode(content, "gray").shape == (1, 20, 10)
+    assert decode(content, GRAY).shape == (1, 20, 10)
 
 
 def test_an_image_is_resized_to_the_requested_square() -> None:
-    assert decode(encoded(gradient()), "rgb", 16).shape == (3, 16, 16)
+    assert decode(encoded(gradient()), RGB, 16).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -72,33 +73,33 @@ def test_an_image_is_resized_to_the_requested_square() -> None:
 )
 def test_a_bad_file_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
-        decode(content, "gray")
+        decode(content, GRAY)
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadImage, match="more than 100 pixels"):
-        decode(encoded(gradient()), "gray")
+        decode(encoded(gradient()), GRAY)
 
 
 def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(BadImage, match="cannot be read"):
-        read_image(str(tmp_path / "folder.png"), "gray")
+        read_image(str(tmp_path / "folder.png"), GRAY)
 
 
 def test_file_names_may_contain_spaces_and_non_ascii_characters(tmp_path: Path) -> None:
     gradient().save(tmp_path / "Zelle nº 7 – größe.png")
-    assert read_image(str(tmp_path / "Zelle nº 7 – größe.png"), "gray").shape == (1, 10, 20)
+    assert read_image(str(tmp_path / "Zelle nº 7 – größe.png"), GRAY).shape == (1, 10, 20)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("color", ["gray", "rgb"])
-def test_a_joint_model_prepares_an_image_as_training_stored_it(mode: str, color: Color) -> None:
+@pytest.mark.parametrize("data", [GRAY, RGB])
+def test_a_joint_model_prepares_an_image_as_training_stored_it(mode: str, data: Data) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 75, 3) if mode == "RGB" else (50, 75), np.uint8)
     content = encoded(Image.fromarray(pixels))
-    stored, plain = (torch.from_numpy(decode(content, color, size).copy()) for size in (32, None))
-    original = torch.from_numpy(decode(content, "rgb" if mode == "RGB" else "gray").copy())
+    stored, plain = (torch.from_numpy(decode(content, data, size).copy()) for size in (32, None))
+    original = torch.from_numpy(decode(content, RGB if mode == "RGB" else GRAY).copy())
     for image in (plain, original, original.float() / 255):
         seen = prepared(image[None], len(stored), 32)[0] * 255
         # not always equal, because Pillow rounds halves of the luminance differently

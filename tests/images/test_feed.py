@@ -29,7 +29,7 @@ def table(recipe: Recipe) -> LabelTable:
 def pixels(recipe: Recipe, table: LabelTable) -> np.ndarray:
     """Every row's image, decoded without an image set."""
     data = recipe.data
-    return np.stack([read_image(f"{data.images}/{name}", "gray", data.image_size) for name in table.files])
+    return np.stack([read_image(f"{data.images}/{name}", data, data.image_size) for name in table.files])
 
 
 @pytest.fixture(scope="module", params=["in memory", "streamed"])

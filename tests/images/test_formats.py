@@ -12,6 +12,7 @@ from PIL import Image
 
 from ovr_ray.images import BadImage, decode
 from ovr_ray.images.decoding import FORMATS
+from tests.support import GRAY, RGB
 
 SECONDS = 30
 LEVELS = np.array([[0, 1000], [65535, 4095]], "<u2")
@@ -45,7 +46,24 @@ def file_of(image: Image.Image, form: str, **options: object) -> bytes:
     ids=["16 bits", "16 bits, zero is white", "8 bits, zero is white", "PNG of 16 bits", "PNG of 16 bits, rotated"],
 )
 def test_gray_is_scaled_by_the_range_of_its_file(content: bytes, expected: list[list[int]] | None) -> None:
-    assert decode(content, "gray")[0].tolist() == (expected or [[255, 0], [16, 4]])
+    assert decode(content, GRAY)[0].tolist() == (expected or [[255, 0], [16, 4]])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff(LEVELS, 16), [[0, 62], [255, 255]]),
+        (tiff(LEVELS, 16, photometric=0), [[255, 193], [0, 0]]),
+        (file_of(Image.fromarray(LEVELS), "PNG"), [[0, 62], [255, 255]]),
+        (file_of(Image.fromarray(LEVELS.astype("u1")), "PNG"), [[0, 232], [255, 255]]),
+        (tiff(LEVELS.astype("u1"), 8, photometric=0), [[255, 23], [0, 0]]),
+    ],
+    ids=["TIFF", "TIFF, zero is white", "PNG", "PNG of 8 bits", "TIFF of 8 bits, zero is white"],
+)
+def test_the_recipe_says_what_is_white_in_gray_of_more_than_8_bits(content: bytes, expected: list[list[int]]) -> None:
+    assert decode(content, GRAY.model_copy(update={"white": 4095}))[0].tolist() == expected
+    rgb = decode(content, RGB.model_copy(update={"white": 4095}))
+    assert all(channel.tolist() == expected for channel in rgb)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +78,7 @@ def test_gray_is_scaled_by_the_range_of_its_file(content: bytes, expected: list[
 )
 def test_pixels_without_a_known_range_are_refused(content: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=f"{reason} have no known range; save the image with 8 or 16 bits"):
-        decode(content, "gray")
+        decode(content, GRAY)
 
 
 def test_damaged_exif_does_not_cost_the_pixels() -> None:
@@ -71,13 +89,13 @@ def test_damaged_exif_does_not_cost_the_pixels() -> None:
     )
     for exif in (ends_early, number_for_text, b"Exif\0\0MM", b"Exif\0\0" + b"\xff" * 40):
         content = file_of(Image.new("RGB", (4, 2), (255, 255, 255)), "JPEG", exif=exif)
-        assert (decode(content, "gray") == 255).all()
+        assert (decode(content, GRAY) == 255).all()
 
 
 def test_a_file_of_another_format_is_refused_whatever_its_name() -> None:
     for form in ("EPS", "PPM", "TGA"):
         with pytest.raises(BadImage, match="of an unknown format"):
-            decode(file_of(Image.new("RGB", (2, 2)), form), "rgb")
+            decode(file_of(Image.new("RGB", (2, 2)), form), RGB)
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP"])
@@ -85,7 +103,7 @@ def test_of_several_frames_the_first_is_decoded(form: str) -> None:
     frames = [Image.new("L", (4, 4), level) for level in (255, 0)]
     options: dict[str, object] = {"lossless": True} if form == "WEBP" else {}
     content = file_of(frames[0], form, save_all=True, append_images=frames[1:], **options)
-    assert (decode(content, "gray") == 255).all()
+    assert (decode(content, GRAY) == 255).all()
 
 
 @pytest.mark.slow
@@ -103,7 +121,7 @@ def test_whatever_is_in_a_file_it_is_decoded_or_refused_with_a_reason() -> None:
         if rng.random() < 0.3:
             content = content[: rng.integers(1, len(content) + 1)]
         try:
-            image = decode(bytes(content), "rgb")
+            image = decode(bytes(content), RGB)
         except BadImage:
             outcomes["refused"] += 1
         else:

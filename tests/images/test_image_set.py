@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import ray
+from PIL import Image
 
 from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.images import ImageSet, LabelTable, image_set, load, prepare, read_image, read_labels, shards
@@ -41,7 +42,7 @@ def loaded(recipe: Recipe, memory: float = MUCH) -> tuple[ImageSet, LabelTable]:
 
 
 def by_hand(data: Data, table: LabelTable) -> np.ndarray:
-    return np.stack([read_image(f"{data.images}/{name}", data.color, data.image_size) for name in table.files])
+    return np.stack([read_image(f"{data.images}/{name}", data, data.image_size) for name in table.files])
 
 
 def files_of(recipe: Recipe) -> dict[str, int]:
@@ -95,6 +96,18 @@ def test_a_changed_image_makes_only_its_own_shard_again(recipe: Recipe, own_cell
     seen = {row: image for window in images.windows(np.ones(80, bool), None) for row, image in window.items()}
     if row in seen:  # images of the test split are not in memory
         assert (seen[row] == by_hand(recipe.data, table)[row]).all()
+
+
+def test_another_white_makes_other_shards_with_other_pixels(recipe: Recipe, own_cells: Path) -> None:
+    Image.fromarray(np.full((32, 32), 2000, np.uint16)).save(own_cells / "images/cell05.png")
+    brightness = {}
+    for white in (None, 4000):
+        told = recipe.model_copy(update={"data": recipe.data.model_copy(update={"white": white})})
+        images, table = loaded(told)
+        row = table.files.tolist().index("images/cell05.png")
+        brightness[white] = images.pixel_statistics(np.array([row]))[0]
+    assert brightness == {None: pytest.approx([8 / 255]), 4000: pytest.approx([128 / 255])}
+    assert len(files_of(recipe)) == 2 * len(images.shards)
 
 
 def flipped(content: bytes, at: int) -> bytes:

@@ -57,7 +57,7 @@ def out_of_fold(run: RunFolder) -> pd.DataFrame:
 def pixels(run: RunFolder, filenames: pd.Series) -> torch.Tensor:
     data = run.recipe().data
     return torch.stack(
-        [torch.from_numpy(read_image(f"{data.images}/{f}", data.color, data.image_size).copy()) for f in filenames]
+        [torch.from_numpy(read_image(f"{data.images}/{f}", data, data.image_size).copy()) for f in filenames]
     )
 
 

@@ -25,7 +25,7 @@ from ovr_ray.recipe import Recipe
 from ovr_ray.results import SavedModel, find_images
 from ovr_ray.results.predict import in_turn
 from ovr_ray.runs import RunFolder
-from tests.support import BACKBONE, joint_metadata, random_images, random_sub_model
+from tests.support import BACKBONE, GRAY, joint_metadata, random_images, random_sub_model
 
 
 def test_a_saved_model_is_opened_by_its_file_or_by_its_run(finished: RunFolder, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFold
     assert len(table) == 80
     assert list(table) == ["filename", "crack_probability", "crack", "inactive_probability", "inactive", "error"]
     joint, _ = load_torchscript(finished.joint_model.read_bytes())
-    files = [read_image(name, "gray") for name in table.filename]
+    files = [read_image(name, GRAY) for name in table.filename]
     expected = joint(torch.from_numpy(np.stack(files))).detach().numpy()
     assert np.allclose(table[["crack_probability", "inactive_probability"]], expected, atol=1e-4)
     assert table.crack.tolist() == (expected[:, 0] >= joint.thresholds[0].item()).astype(int).tolist()
