@@ -34,7 +34,7 @@ BACKBONE = "shufflenet_v2_x0_5"
 SIZE = 32
 """Pixels a side of the images that :func:`plain_recipe` stores."""
 
-PATIENCE = 600
+PATIENCE = 1500
 """Seconds until a process that a test started is taken to hang: well beyond what it needs on a slow machine."""
 
 GRAY = Data(labels="data.csv", images=".")

@@ -139,6 +139,8 @@ def _fault(error: ErrorDetails, source: str) -> Fault:
     if error["type"] == "missing":
         return Fault(where, "is required and missing")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if ".space." in path and isinstance(error["input"], dict) and not set(DOMAINS) & set(error["input"]):
+        message = f"no such domain: {', '.join(map(repr, error['input']))}"
     plain = isinstance(error["input"], str | int | float | bool | None)
     problem = f"{message}, not {_QUOTED.repr(error['input'])}" if plain and error["type"] != "recipe" else message
     return Fault(where, problem, _remedy(error, path))
