@@ -12,7 +12,7 @@ import yaml
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import SUFFIXES, as_numbers, read_table, separators, stamps
+from ovr_ray.images import SUFFIXES, as_numbers, headerless, read_table, separators, stamps
 from ovr_ray.recipe import absolute, collides, plain
 
 TEMPLATE = """\
@@ -94,6 +94,8 @@ def _read(labels: str, folder: str) -> _Found:
     for separator in separators(labels):
         try:
             found = _columns(read_table(labels, separator), separator, folder)
+            if found.filename and stamps(folder, [found.filename]):
+                raise BadInput(headerless(labels, found.filename))
         except BadInput as error:  # with another separator rows have more cells than the header
             refused = refused or error
             continue
@@ -109,8 +111,8 @@ def _columns(table: pd.DataFrame, separator: str, folder: str) -> _Found:
     alone = [name for name, count in Counter(table.columns).items() if count == 1]
     named = [name for name in alone if table[name].str.strip().str.lower().str.endswith(SUFFIXES).mean() > 0.5]
     if not named:
-        first = table.head(100)
-        named = [name for name in alone if len(stamps(folder, first[name])) > len(first) / 2]
+        first = {name: table[name].head(100).unique() for name in alone}
+        named = [name for name, cells in first.items() if len(stamps(folder, cells)) > len(cells) / 2]
     labels = [name for name in alone if set(as_numbers(table[name])[table[name].str.strip() != ""]) == {0, 1}]
     return _Found(table, separator, next(iter(named), None), [name for name in labels if name not in named[:1]])
 

@@ -70,6 +70,12 @@ def as_numbers(cells: pd.Series) -> pd.Series:
     return pd.to_numeric(cells.str.strip(), errors="coerce")
 
 
+def headerless(path: str, name: str) -> Fault:
+    """Return the fault of a table whose first line names an image."""
+    problem = f"names an image ({name!r}), not the columns"
+    return Fault(f"{path}, line 1", problem, "put a line with their names above it")
+
+
 @contextmanager
 def _told(path: str) -> Iterator[None]:
     """Raise what goes wrong while a table is read as :class:`BadInput`."""
@@ -116,14 +122,8 @@ def _read_csv(path: str, separator: str) -> pd.DataFrame:
             skip_blank_lines=False,
         ).fillna("")
     header = cells.iloc[0].str.strip()
-    images = [name for name in header if name.lower().endswith(SUFFIXES)]
-    if images:
-        example = separator.join(["filename", *("label" for _ in header[1:])])
-        raise BadInput(
-            Fault(
-                f"{path}, line 1", f"names an image ({images[0]!r}), not columns", f"put a header above it: {example}"
-            )
-        )
+    if images := [name for name in header if name.lower().endswith(SUFFIXES)]:
+        raise BadInput(headerless(path, images[0]))
     cells.index = pd.RangeIndex(1, len(cells) + 1)
     table = cells.iloc[1:].loc[(cells.iloc[1:] != "").any(axis=1)]
     table.columns = pd.Index(header)

@@ -58,7 +58,7 @@ def test_parquet_booleans_are_0_and_1_and_empty_where_unknown(tmp_path: Path) ->
     [
         ("labels.csv", "filename;größe\n".encode("cp1252"), "is not in UTF-8: it has the byte 0xf6\n    -> for a file"),
         ("labels.xlsx", b"PK\x03\x04\xff\xfe\xfd", "is a spreadsheet\n    -> save it as CSV (UTF-8)"),
-        ("labels.csv", b"images/a.png;1\nimages/b.png;0\n", "line 1: names an image ('images/a.png'), not columns"),
+        ("labels.csv", b"images/a.png;1\nimages/b.png;0\n", "line 1: names an image ('images/a.png'), not the columns"),
         ("labels.csv.gz", b"filename;a\n", "cannot be read: Not a gzipped file"),
         ("labels.csv", b'filename;a\n"a.png;1\n', "cannot be read: Error tokenizing data"),
         ("labels.csv", b"filename;a\na.png;1;2\n", "cannot be read: Error tokenizing data"),
