@@ -81,6 +81,7 @@ def _start() -> None:
             problem = f"no cluster can be joined at {address!r}: {str(error).strip().splitlines()[0]}"
             raise BadInput(Fault("RAY_ADDRESS", problem, remedy)) from None
         return
+    _refuse_long_temporary_folder()
     try:
         with ray_quirks.loopback_only():
             # a bare ray.init() would join any cluster that another user left running on this machine
@@ -89,6 +90,13 @@ def _start() -> None:
         if ray_quirks.SLOW_START not in str(error):
             raise
         raise RunFailed("Ray did not start within its 30 s: this machine is very busy; try again later") from None
+
+
+def _refuse_long_temporary_folder() -> None:
+    if excess := ray_quirks.too_long_for_sockets():
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        problem = f"is too long, by {excess} bytes, because Ray makes sockets in it"
+        raise BadInput(Fault(f"{variable}={os.environ[variable]!r}", problem, f"for example: export {variable}=/tmp"))
 
 
 def has_several_nodes() -> bool:

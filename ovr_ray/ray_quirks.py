@@ -24,6 +24,12 @@ NODE_LOST: Final = "its node has died"
 SLOW_START: Final = "timed out during startup"
 """Ray's words when its processes did not come up within its fixed 30 seconds."""
 
+SOCKET: Final = "/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+"""Path of a socket below Ray's temporary folder."""
+
+LONGEST_SOCKET: Final = 107
+"""Bytes that Linux allows for the path of a socket."""
+
 LOW_MEMORY: Final = "running low on memory"
 """Ray's words when it kills workers to free memory. Tune does not expect this end of a trial, and gives up."""
 
@@ -99,6 +105,14 @@ def quiet(loggers: tuple[str, ...], level: int) -> None:
 def in_job() -> bool:
     """Return whether this process was started by ``ray job submit``."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def too_long_for_sockets() -> int:
+    """Return by how many bytes the path of Ray's temporary folder is too long for the sockets in it; 0: it fits."""
+    from ray._common.utils import get_ray_temp_dir
+
+    socket = get_ray_temp_dir() + SOCKET.format(process=os.getpid())
+    return max(0, len(os.fsencode(socket)) - LONGEST_SOCKET)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ovr_ray.choices import LEAST_IMAGE_SIZE
 from ovr_ray.errors import BadInput, Fault
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file; every field: jobs/recipes/reference.yaml")
+]
+LabelFile = Annotated[
+    str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames and a column of 0/1 per label")
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <storage>/<name>")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
@@ -31,6 +36,22 @@ WarmStarts = Annotated[
 ]
 Tasks = Annotated[list[str], typer.Option("--task", metavar="TASK", help="only this task (repeatable)")]
 
+ImageSize = Annotated[int | None, typer.Option(min=LEAST_IMAGE_SIZE, help="pixels a side", show_default="winner's")]
+Picks = Annotated[
+    list[str],
+    typer.Option("--pick", metavar="TASK=TRIAL[@EPOCH]", help="choose a winner by hand: trial or checkpoint"),
+]
+ImagesOfLabels = Annotated[
+    str | None,
+    typer.Option(
+        "--images", help="folder of its filenames; without --labels, as for combine", show_default="its folder"
+    ),
+]
+MovedImages = Annotated[
+    str | None,
+    typer.Option("--images", metavar="DIR", help="folder of the images, if they were moved", show_default="as it was"),
+]
+
 
 def is_folder(output: str | None) -> bool:
     """Return whether predictions go into a folder of parts; raises :class:`BadInput` for a file of another kind."""
@@ -41,8 +62,18 @@ def is_folder(output: str | None) -> bool:
     return True
 
 
-def check_output(output: str | Path | None) -> None:
-    """Raise :class:`BadInput`, before any work, if the folder of the result does not exist or is a job's own."""
+def check_output(output: str | Path | None, is_table: bool = False) -> None:
+    """Raise :class:`BadInput`, before any work, if the folder of the result does not exist or is a job's own.
+
+    A table of predictions must not replace a file that this program did not write, either; other files are checked by
+    those that write them.
+    """
+    if output is not None and is_table:
+        from upath import UPath
+
+        from ovr_ray.runs import refuse_foreign
+
+        refuse_foreign({UPath(output): "predictions"})
     if output is None or "://" in str(output):
         return
     if not Path(output).absolute().parent.is_dir():
@@ -65,6 +96,13 @@ def read_recipe(path: str, overrides: list[str], extensions: list[str] = []) -> 
 def read_picks(picks: list[str]) -> dict[str, str]:
     """Return task -> trial of the values of ``--pick``."""
     pairs = [pick.partition("=") for pick in picks]
-    if wrong := [pick for pick, (_, _, trial) in zip(picks, pairs, strict=True) if not trial]:
-        raise BadInput([Fault(f"--pick {pick}", "is not of the form TASK=TRIAL[@EPOCH]") for pick in wrong])
+    counts = Counter(task for task, _, _ in pairs)
+    faults = []
+    for pick, (task, _, trial) in zip(picks, pairs, strict=True):
+        if not (task and trial):
+            faults.append(Fault(f"--pick {pick!r}", "is not of the form TASK=TRIAL[@EPOCH]"))
+        elif counts[task] > 1:
+            faults.append(Fault(f"--pick {pick!r}", f"is one of {counts[task]} for task {task!r}", "give one of them"))
+    if faults:
+        raise BadInput(faults)
     return {task: trial for task, _, trial in pairs}

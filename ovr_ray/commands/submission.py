@@ -29,11 +29,12 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console, RenderableType
 from rich.live import Live
+from upath import UPath
 
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
 from ovr_ray.recipe import Recipe
-from ovr_ray.runs import RunFolder
+from ovr_ray.runs import RunFolder, refuse_foreign
 from ovr_ray.search import read_ledger, status
 from ovr_ray.storage import storage_errors
 
@@ -87,6 +88,7 @@ def submit(recipe: Recipe, address: str, tasks: Collection[str], home: Path, ins
     """
     ray_quirks.quiet(ray_quirks.CHATTY_CLIENT, logging.WARNING)
     run = RunFolder.of(recipe)
+    refuse_foreign(RunFolder(UPath(home / recipe.name)).outputs())
     jobs = _Jobs(_client(address), run, Console(), install)
     chosen = [argument for task in tasks for argument in ("--task", task)]
     with tempfile.TemporaryDirectory(prefix="ovr-ray-") as folder:

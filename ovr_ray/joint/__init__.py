@@ -2,10 +2,11 @@
 
 from ovr_ray.joint.combine import combine
 from ovr_ray.joint.export import load_torchscript, parity, write_exported, write_torchscript
-from ovr_ray.joint.metadata import METADATA, JointMetadata
+from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refinement
 from ovr_ray.joint.winners import Winner, choose, read_winners, refuse_unknown
+from ovr_ray.runs import METADATA
 
 __all__ = [
     "METADATA",

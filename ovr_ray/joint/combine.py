@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, assert_never, get_args
 
 import torch
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images import BadImage, read_image, read_labels
+from ovr_ray.images import BadImage, read_image, read_labels, refuse_moved
 from ovr_ray.joint.export import refuse_lacking_packages, write_exported, write_torchscript
 from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
@@ -18,7 +18,16 @@ from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_fold
 from ovr_ray.joint.winners import Winner, last_of, ranked, refuse_unknown
 from ovr_ray.model import SubModel, load_sub_model
 from ovr_ray.recipe import ExportFormat, Recipe, Source, Split
-from ovr_ray.runs import EnsembleRecord, RunFolder, WinnerRecord, write_winners
+from ovr_ray.runs import (
+    EnsembleRecord,
+    Kind,
+    RunFolder,
+    WinnerRecord,
+    beside,
+    refuse_foreign,
+    winners_beside,
+    write_winners,
+)
 from ovr_ray.storage import side_by_side
 
 PROVEN_ON: Final = 8
@@ -56,6 +65,7 @@ def combine(
     refinement: Refinement = PLAIN,
     formats: Collection[ExportFormat] = (),
     source: Source = "search",
+    images: str | None = None,
 ) -> UPath:
     """Choose every task's winner, or take its folds, and write the joint model.
 
@@ -65,13 +75,15 @@ def combine(
     picks, tasks
         As in :func:`ovr_ray.joint.winners.ranked`.
     output : str, optional
-        File of the model; default: ``joint.pt`` in the run folder.
+        File of the model; default: ``joint.pt`` in the run folder. Files beside it are named after it.
     refinement : Refinement
         How to go beyond each task's best checkpoint.
     formats : collection of "onnx" or "pt2"
         Also write the model in these formats, beside the TorchScript file and under its name.
     source : "search" or "refit"
         The joint model of a refit averages each task's folds; there are no trials to pick.
+    images : str, optional
+        Folder in which the run's images are now; default: where its recipe says.
 
     Returns
     -------
@@ -81,12 +93,19 @@ def combine(
     Raises
     ------
     BadInput
-        If a pick names no task, trial or checkpoint, or picks are given for a refit.
+        If a pick names no task, trial or checkpoint, picks are given for a refit, the images are not there, or a file
+        would be replaced that this program did not write.
     RunFailed
         If no trial of a task reached its end, or the refit of a task is incomplete.
     """
     refuse_lacking_packages(formats)
-    recipe, made_with = run.read()
+    file = UPath(output) if output else run.joint_model
+    exported = {form: beside(file, f".{form}") for form in formats}
+    _refuse_other_format(file)
+    outputs: dict[UPath, Kind] = {file: "model", winners_beside(file): "winners"}
+    refuse_foreign(outputs | dict.fromkeys(exported.values(), "model"))
+    recipe, made_with = run.read(images)
+    refuse_moved(recipe.data.images, run.split().filename.tolist())
     match source:
         case "search":
             answers = _of_search(run, recipe, picks or {}, tasks, refinement)
@@ -107,13 +126,20 @@ def combine(
         refinement={task: answer.ensemble for task, answer in answers.items() if answer.ensemble},
         trained_on=SEEN[source],
     )
-    file = UPath(output) if output else run.joint_model
-    images = _real_images(run, recipe)
-    write_torchscript(model, file, metadata, images)
+    proof = _real_images(run, recipe)
+    write_torchscript(model, file, metadata, proof)
     write_winners(file, {task: answer.record for task, answer in answers.items()})
-    for form in formats:
-        write_exported(model, file.with_suffix(f".{form}"), form, metadata, images)
+    for form, other in exported.items():
+        write_exported(model, other, form, metadata, proof)
     return file
+
+
+def _refuse_other_format(file: UPath) -> None:
+    form, name = file.suffix.lower().removeprefix("."), file.stem
+    if form in get_args(ExportFormat):
+        problem = f"ends in {file.suffix}, but this file is always TorchScript"
+        remedy = f"--output {name}.pt --format {form} writes {name}.pt and {name}.{form}"
+        raise BadInput(Fault(f"--output {file}", problem, remedy))
 
 
 def _of_search(
@@ -203,5 +229,5 @@ def _real_images(run: RunFolder, recipe: Recipe) -> list[torch.Tensor]:
         problem = (
             "none of the run's validation images can be read; a joint model is proven on some before it is written"
         )
-        raise BadInput(Fault(data.images, problem, "bring the images back to where they were"))
+        raise BadInput(Fault(data.images, problem, "bring them back, or say where they are now: --images DIR"))
     return images

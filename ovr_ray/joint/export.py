@@ -20,10 +20,11 @@ from torch.export import Dim
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.joint.metadata import METADATA, JointMetadata
+from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.model import SubModel, prepared
 from ovr_ray.recipe import ExportFormat
+from ovr_ray.runs import METADATA
 from ovr_ray.storage import write_whole
 
 TOLERANCE: Final = 1e-4

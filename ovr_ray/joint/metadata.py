@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from pydantic import Field
 
 from ovr_ray.recipe import Split
 from ovr_ray.runs import EnsembleRecord, MadeWith
 
-METADATA: Final = "ovr_ray.json"
-"""Name of the extra file inside ``joint.pt`` and ``joint.pt2``, and of the property of ``joint.onnx``."""
-
 
 class JointMetadata(MadeWith):
-    """The metadata of a joint model (:data:`METADATA`)."""
+    """The metadata of a joint model (:data:`~ovr_ray.runs.METADATA`)."""
 
     labels: list[str]
     """Tasks, in the order of the output's columns."""

@@ -72,7 +72,15 @@ class JointModel(nn.Module):
         self.alike = all((m.stored_size, m.channels) == (first.stored_size, first.channels) for m in sub_models)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return probabilities, float32 (N, labels), of images: uint8, or float in 0..1; (N, 1 or 3, H, W), N >= 0."""
+        """Return probabilities, float32 (N, labels), of images: uint8, or float in 0..1; (N, 1 or 3, H, W), N >= 0.
+
+        Other types, and floats that are not numbers or lie outside of 0..1 by more than 0.001 (as a resize may leave
+        them), are refused with a ValueError.
+        """
+        if images.dtype != torch.uint8:
+            is_in_range = images.is_floating_point() and bool(((images >= -0.001) & (images <= 1.001)).all())
+            if not is_in_range:  # NaN neither
+                raise ValueError("images must be uint8, or float in 0..1 without NaN")
         if images.dim() != 4 or (images.size(1) != 1 and images.size(1) != 3):
             raise ValueError("images must be N x 1 x H x W or N x 3 x H x W")
         if images.size(0) == 0:

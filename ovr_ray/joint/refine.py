@@ -97,7 +97,7 @@ def validation_images(data: Data, filenames: Sequence[str]) -> tuple[torch.Tenso
             continue  # was skipped in training too
     if not images:
         problem = "none of the run's validation images can be read; a joint model is proven on some"
-        raise BadInput(Fault(data.images, problem, "bring the images back to where they were"))
+        raise BadInput(Fault(data.images, problem, "bring them back, or say where they are now: --images DIR"))
     return torch.stack(images), np.array(places)
 
 

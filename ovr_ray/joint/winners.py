@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from upath import UPath
 
@@ -12,6 +14,9 @@ from ovr_ray.model import Card, read_card
 from ovr_ray.recipe import Recipe
 from ovr_ray.runs import CheckpointFiles, FoundTrial, RunFolder, TrialFolder, WinnerRecord
 from ovr_ray.storage import side_by_side
+
+SHOWN: Final = 20
+"""Most checkpoints that a message names."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,22 @@ def ranked(
     recipe : Recipe
         The run's recipe.
     picks : mapping of str to str
-        Task -> trial (``crack-0003`` or ``3``), ``TRIAL@EPOCH``, or the path of a checkpoint.
+        Task -> trial (``crack-0003`` or ``3``), ``TRIAL@EPOCH``, or the path of a checkpoint of the run.
     tasks : collection of str
         Only these tasks; default: all of the recipe.
 
     Raises
     ------
     BadInput
-        If a pick names no task, trial or checkpoint.
+        If a pick names no task, trial or checkpoint, or if no trial has begun.
     RunFailed
         If no trial of a task reached its end; names the task and the reasons.
     """
     refuse_unknown(recipe, [*picks, *tasks])
     wanted = [name for name in recipe.tasks if not tasks or name in tasks]
     trials = run.trials(wanted)
+    if not trials:
+        raise BadInput(Fault(str(run.path), f"has no trial yet of {', '.join(wanted)}", "run ovr-ray tune first"))
     cards = _cards(trials)
     faults, found, empty = [], {}, []
     for task in wanted:
@@ -86,12 +93,14 @@ def ranked(
         every = [winner for trial in own for winner in cards[trial.folder.path]]
         is_scored = any(trial.record.status.is_scored for trial in own)
         others = every if is_scored else []
-        candidates = _picked(task, picks[task], own, cards) if task in picks else others
+        candidates = [one for one in every if _is_meant(picks[task], one)] if task in picks else others
         if candidates:
             found[task] = _best_first(candidates, others, recipe.search.score_column)
         elif task in picks:
             problem = f"task {task!r} has no whole checkpoint {picks[task]!r}"
-            remedy = "TRIAL, TRIAL@EPOCH or the path of a checkpoint; checkpoints lie in trials/*/checkpoint-*"
+            names = [winner.name for winner in sorted(every, key=lambda winner: winner.name)]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            remedy = f"TRIAL, TRIAL@EPOCH or its path; there are: {', '.join(names[:SHOWN]) or 'none'}{more}"
             faults.append(Fault("--pick", problem, remedy))
         else:
             empty.append(_why_none(task, own))
@@ -147,15 +156,13 @@ def _best_first(candidates: list[Winner], others: list[Winner], score_column: st
     return [first, *best.values()]
 
 
-def _picked(task: str, pick: str, trials: list[FoundTrial], cards: Mapping[UPath, list[Winner]]) -> list[Winner]:
-    name, _, epoch = pick.partition("@")
-    for trial in trials:
-        if trial.folder.name == name or (name.isdecimal() and trial.record.number == int(name)):
-            found = cards[trial.folder.path]
-            return [winner for winner in found if not epoch or str(winner.card.epoch) == epoch.lstrip("0")]
-    folder = UPath(pick)
-    card = read_card(folder)
-    return [Winner(folder, card)] if card and card.task == task else []
+def _is_meant(pick: str, winner: Winner) -> bool:
+    """Return whether a pick names a checkpoint. It is only compared with what is there: it may be any text."""
+    name, at, epoch = pick.partition("@")
+    number = winner.trial.rpartition("-")[2]
+    is_trial = name == winner.trial or (name != "" and name.lstrip("0") == number.lstrip("0"))
+    is_epoch = not at or epoch.lstrip("0") == str(winner.card.epoch)
+    return (is_trial and is_epoch) or Path(pick).absolute() == Path(str(winner.checkpoint)).absolute()
 
 
 def _why_none(task: str, trials: list[FoundTrial]) -> str:

@@ -19,7 +19,7 @@ from upath import UPath
 from ovr_ray import cluster
 from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
-from ovr_ray.images import load
+from ovr_ray.images import load, refuse_moved
 from ovr_ray.joint import Winner, choose, read_winners
 from ovr_ray.model import average_precision, size_fault, weights_fault
 from ovr_ray.recipe import FOLDS, LEAST_IMAGE_SIZE, Checkpoints, Config, Recipe, absolute
@@ -36,6 +36,7 @@ def refit(
     tasks: Collection[str] = (),
     image_size: int | None = None,
     console: Console | None = None,
+    images: str | None = None,
 ) -> RunFolder:
     """Train every task's winning config again as folds over train and validation, or resume that.
 
@@ -56,6 +57,8 @@ def refit(
         with small images and a refit with large ones costs less than both with large ones.
     console : Console, optional
         Where progress is shown.
+    images : str, optional
+        Folder in which the run's images are now; default: where its recipe says.
 
     Returns
     -------
@@ -73,7 +76,8 @@ def refit(
     """
     console = console or Console()
     run = RunFolder(UPath(absolute(str(run.path))))  # Ray Train's workers have a working folder of their own
-    recipe, made_with = run.read()
+    recipe, made_with = run.read(images)
+    refuse_moved(recipe.data.images, run.split().filename.tolist())
     chosen = _winners(run, recipe, tasks, image_size)
     _refuse_impossible(recipe, chosen, folds, workers)
     table = check(recipe).resumed(run.split(), recipe.data)
@@ -92,8 +96,8 @@ def refit(
         if lacking := [task for task in chosen if run.refit.out_of_fold(task) is None]:
             with clock.ticking():
                 memory = recipe.resources.object_store * cluster.smallest_object_store()
-                images, table = load(table, recipe.data, recipe.storage, memory)
-                context = RefitContext(run, table, images)
+                decoded, table = load(table, recipe.data, recipe.storage, memory)
+                context = RefitContext(run, table, decoded)
                 every = [fold for task in lacking for fold in _folds(context, recipe, task, chosen[task], folds)]
                 run.refit.write_record(record)  # only now: with too many folds it would have to be deleted again
                 failed = _train(every, context, need, workers, at_once, recipe.search.max_failures, console)

@@ -202,6 +202,8 @@ class Sources:
     records : mapping of str to WinnerRecord
         The content of ``winners.json``.
     evaluation : Evaluation or None
+    data : Data
+        Of the recipe, with the folder in which the images are now.
     """
 
     ledger: Ledger
@@ -209,6 +211,7 @@ class Sources:
     winners: Mapping[str, Winner]
     records: Mapping[str, WinnerRecord]
     evaluation: Evaluation | None
+    data: Data
 
     def section(self, task: str) -> TaskSection:
         """Return the section about one task."""
@@ -253,7 +256,7 @@ class Sources:
     def _decisions(
         self, evaluation: Evaluation, scores: Mapping[Split, TaskScore], task: str, section: str
     ) -> Decisions:
-        data, winner = self.ledger.recipe.data, self.winners.get(task)
+        data, winner = self.data, self.winners.get(task)
         answers = {split: decisions.answers_of(evaluation.predictions, task, split) for split in scores}
         threshold = next(iter(scores.values())).threshold  # it is the same on all splits
         every = pd.concat(answers.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,16 +11,30 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import LabelTable, read_labels
+from ovr_ray.images import LabelTable, read_labels, read_table, refuse_moved, separators
 from ovr_ray.model import Confusion, average_precision, f1_at, interval
 from ovr_ray.recipe import Data, Recipe, Split, Task
 from ovr_ray.results.predict import SavedModel, predict
-from ovr_ray.runs import Metrics, RunFolder, TaskScore, metrics_beside, predictions_beside
+from ovr_ray.runs import (
+    Kind,
+    Metrics,
+    RunFolder,
+    TaskScore,
+    metrics_beside,
+    predictions_beside,
+    refuse_foreign,
+    with_images,
+)
 from ovr_ray.storage import write_whole
 
 
 def evaluate(
-    model: SavedModel, labels: str | None = None, images: str | None = None, output: str | None = None
+    model: SavedModel,
+    labels: str | None = None,
+    images: str | None = None,
+    output: str | None = None,
+    tasks: Collection[str] = (),
+    separator: str | None = None,
 ) -> dict[str, Any]:
     """Score a joint model and write ``metrics.json``; for the run's own images also ``predictions.csv`` beside it.
 
@@ -30,9 +44,14 @@ def evaluate(
     labels : str, optional
         Label file with the columns of the model's recipe; default: the test split of the run that made the model.
     images : str, optional
-        Folder that its filenames are relative to; default: the folder of ``labels``.
+        Folder that its filenames are relative to; default: the folder of ``labels``, or of the run's images.
     output : str, optional
-        File of the metrics; default: ``metrics.json`` beside the model.
+        File of the metrics; default: ``metrics.json`` beside the model, ``x.metrics.json`` beside ``x.pt``. The
+        predictions are named after it.
+    tasks : collection of str
+        Score only these tasks; for given ``labels``. Default: all of the model.
+    separator : str, optional
+        What separates the columns of ``labels``, one character; default: as in the model's recipe.
 
     Returns
     -------
@@ -43,17 +62,27 @@ def evaluate(
         ``average_precision`` and its interval. ``validation`` has the same for the validation split, on which
         thresholds were chosen, unless the sub-models were trained on it, as those of a refit are. ``file`` is the path
         of the metrics.
+
+    Raises
+    ------
+    BadInput
+        If labels or images are wrong, or a file would be replaced that this program did not write.
     """
-    data, tasks, table = _truth(model, labels, images)
+    file = UPath(output) if output else metrics_beside(model.file)
+    outputs: dict[UPath, Kind] = {file: "metrics"}
+    refuse_foreign(outputs | ({predictions_beside(file): "predictions"} if labels is None else {}))
+    data, scored_tasks, table = _truth(model, labels, images, tasks, separator)
     predicted = predict(model, table.files.tolist(), data.images)
     readable = (predicted.error == "").to_numpy()
     if not readable.all() and data.on_bad_image == "error":
         bad = "\n".join(f"    {row.filename}: {row.error}" for row in predicted[~readable].itertuples())
         raise BadInput(Fault("data.images", f"{(~readable).sum()} images cannot be decoded:\n{bad}"))
-    answers = _beside_truth(predicted, table, list(tasks))
+    answers = _beside_truth(predicted, table, list(scored_tasks))
     split: Literal["val", "test"] = "test" if (answers.part == "test").any() else "val"
     scored = answers[answers.part == split]
-    scores = _scores(scored, tasks, model.metadata.thresholds)
+    every = dict(zip(model.metadata.labels, model.metadata.thresholds, strict=True))
+    thresholds = {task: every[task] for task in scored_tasks}
+    scores = _scores(scored, thresholds)
     metrics = Metrics(
         model=str(model.file),
         model_digest=model.digest,
@@ -64,27 +93,64 @@ def evaluate(
         average_precision=_mean(score.average_precision for score in scores.values()),
         tasks=scores,
     )
-    file = UPath(output) if output else metrics_beside(model.file)
     if labels is None:
         validation = answers[answers.part == "val"]
         if len(validation):
-            metrics = metrics.model_copy(update={"validation": _scores(validation, tasks, model.metadata.thresholds)})
+            metrics = metrics.model_copy(update={"validation": _scores(validation, thresholds)})
         write_whole(predictions_beside(file), answers.to_csv(sep=";", index=False, float_format="%.9g"))
     write_whole(file, metrics.to_json())
     return metrics.model_dump(by_alias=True, exclude_unset=True) | {"file": str(file)}
 
 
-def _truth(model: SavedModel, labels: str | None, images: str | None) -> tuple[Data, dict[str, Task], LabelTable]:
-    recipe = model.recipe()
-    tasks = {name: recipe.tasks[name] for name in model.metadata.labels}
+def _truth(
+    model: SavedModel, labels: str | None, images: str | None, only: Collection[str], separator: str | None
+) -> tuple[Data, dict[str, Task], LabelTable]:
+    recipe, separator = model.recipe(), "\t" if separator == r"\t" else separator
+    tasks = {name: recipe.tasks[name] for name in model.metadata.labels if not only or name in only}
+    if faults := list(_option_faults(model, labels, only, separator)):
+        raise BadInput(faults)
     if labels is not None:
-        folder = images or str(UPath(labels).parent)
-        data = recipe.data.model_copy(update={"labels": labels, "images": folder, "limit": None, "group": None})
+        given = {"labels": labels, "images": images or str(UPath(labels).parent)}
+        data = recipe.data.model_copy(update={**given, "limit": None, "group": None})
+        data = data.model_copy(update={"separator": separator}) if separator else data
+        _refuse_absent_columns(data, tasks)
         return data, tasks, read_labels(data, tasks, with_split=False)
     if model.run is None:
         remedy = "give --labels CSV --images DIR, or the run folder"
         raise BadInput(Fault(str(model.file), "lies in no run folder, so there is no test split", remedy))
+    recipe = with_images(recipe, images) if images else recipe
     return recipe.data, tasks, _unseen(recipe, tasks, model.run, model.metadata.trained_on)
+
+
+def _option_faults(
+    model: SavedModel, labels: str | None, only: Collection[str], separator: str | None
+) -> Iterator[Fault]:
+    if labels is None and (only or separator):
+        where = "--task" if only else "--separator"
+        yield Fault(where, "is for other labels than the run's own", "give --labels CSV, too")
+    if separator is not None and len(separator) != 1:
+        yield Fault(f"--separator {separator!r}", "is not one character")
+    for task in only:
+        if task not in model.metadata.labels:
+            yield Fault(f"--task {task!r}", "the model has no such task", f"tasks: {', '.join(model.metadata.labels)}")
+
+
+def _refuse_absent_columns(data: Data, tasks: Mapping[str, Task]) -> None:
+    """Say which option of the command line is for a label file that is unlike the run's."""
+    try:
+        columns = list(read_table(data.labels, data.separator).columns)
+    except BadInput:
+        if data.separator in separators(data.labels):
+            raise
+        columns = []
+    lacking = {name: task.column for name, task in tasks.items() if task.column not in columns}
+    if lacking and len(columns) < 2:
+        remedy = f"say what separates them, for example --separator {separators(data.labels)[0]!r}"
+        raise BadInput(Fault(data.labels, f"has no columns that are separated by {data.separator!r}", remedy))
+    there = [name for name in tasks if name not in lacking]
+    if lacking and there:
+        problem = f"has no column {', '.join(map(repr, lacking.values()))}; its columns: {', '.join(columns)}"
+        raise BadInput(Fault(data.labels, problem, f"score the others: {' '.join(f'--task {name}' for name in there)}"))
 
 
 def _unseen(recipe: Recipe, tasks: dict[str, Task], run: RunFolder, seen: Sequence[Split]) -> LabelTable:
@@ -95,6 +161,7 @@ def _unseen(recipe: Recipe, tasks: dict[str, Task], run: RunFolder, seen: Sequen
         problem = "its split has no test images, and the model was trained on all others"
         raise BadInput(Fault(str(run.path), problem, "give --labels CSV --images DIR"))
     data = recipe.data.model_copy(update={"limit": None})
+    refuse_moved(data.images, unseen.filename.tolist())
     table = read_labels(data, tasks, with_split=False).named(unseen.filename)
     return replace(table, splits=unseen.part)
 
@@ -108,9 +175,9 @@ def _beside_truth(predicted: pd.DataFrame, table: LabelTable, tasks: list[str]) 
     return answers
 
 
-def _scores(answers: pd.DataFrame, tasks: Iterable[str], thresholds: list[float]) -> dict[str, TaskScore]:
+def _scores(answers: pd.DataFrame, thresholds: Mapping[str, float]) -> dict[str, TaskScore]:
     scores = {}
-    for task, threshold in zip(tasks, thresholds, strict=True):
+    for task, threshold in thresholds.items():
         truth = answers[task].to_numpy(np.float32, na_value=np.nan)
         scores[task] = _score(truth, answers[f"{task}_probability"].to_numpy(), threshold)
     return scores

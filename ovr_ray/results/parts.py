@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os.path
+import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import groupby
+from typing import Final
 
 import pandas as pd
+import pyarrow.parquet as pq
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import progress
+from ovr_ray.images import progress, stamps
 from ovr_ray.recipe import TableFormat
 from ovr_ray.results.predict import SavedModel, in_turn
 from ovr_ray.results.worker import answer
-from ovr_ray.storage import refresh, write_whole
+from ovr_ray.runs import Record
+from ovr_ray.storage import read_if_there, read_whole, refresh, side_by_side, write_whole
 
 PART: Final = 2048
 """Images per part: this many are predicted again after an interruption."""
@@ -37,7 +43,7 @@ class Parts:
     images, unreadable : int
         Number of images that this call processed, and how many of them could not be read.
     already : int
-        Number of images in parts that already existed.
+        Number of images in parts that already existed and still hold.
     """
 
     folder: UPath
@@ -56,6 +62,9 @@ def predict_parts(
     workers: int | None = None,
 ) -> Parts:
     """Predict into a folder, or resume an interrupted call with the same arguments.
+
+    A part is made again if one of its images has changed since (by size and time of writing, or a bucket's tag), or if
+    its file is damaged. Images on web servers are not compared.
 
     Parameters
     ----------
@@ -81,15 +90,16 @@ def predict_parts(
     """
     folder = UPath(output).absolute()
     refresh(folder)
-    _begin(folder, _fingerprint(model, images, form, part_size))
-    count = -(-len(images) // part_size)
-    files = [folder / f"part-{number:05d}.{form}" for number in range(count)]
-    there = {file.name for file in folder.glob(f"part-*.{form}")}
-    chunks = [
-        images.iloc[number * part_size : (number + 1) * part_size].assign(part=str(file))
-        for number, file in enumerate(files)
-        if file.name not in there
-    ]
+    versions = _stamps(images["path"])
+    parts = []
+    for number, start in enumerate(range(0, len(images), part_size)):
+        portion = images.iloc[start : start + part_size]
+        digest = _digest(versions.get(path, "") for path in portion["path"])
+        parts.append(_Part(folder / f"part-{number:05d}.{form}", portion, digest))
+    names = _digest(images[["filename", "path"]].itertuples(index=False))
+    made_of = {"model": model.digest[:16], "images": len(images), "names": names, "part_size": part_size}
+    lacking = _begin(folder, parts, _Fingerprint(**made_of, format=form, parts=[part.digest for part in parts]))
+    chunks = [part.images.assign(part=str(part.file)) for part in lacking]
     total = sum(map(len, chunks))
     already = len(images) - total
     unreadable = 0
@@ -98,7 +108,7 @@ def predict_parts(
             for _, done in in_turn(model, chunks, _answer_into, workers, folder):
                 unreadable += int(done["unreadable"].sum())
                 advance(int(done["images"].sum()))
-    return Parts(folder, files, total, unreadable, already)
+    return Parts(folder, [part.file for part in parts], total, unreadable, already)
 
 
 def _answer_into(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
@@ -117,34 +127,99 @@ def write_table(table: pd.DataFrame, file: UPath) -> None:
         write_whole(file, buffer.getvalue())
 
 
-def _fingerprint(model: SavedModel, images: pd.DataFrame, form: TableFormat, part_size: int) -> dict[str, Any]:
-    names = hashlib.sha256()
-    for pair in images[["filename", "path"]].itertuples(index=False):
-        names.update(json.dumps(pair).encode())
-    digests = {"model": model.digest[:16], "images": len(images), "names": names.hexdigest()[:16]}
-    return {**digests, "part_size": part_size, "format": form}
+@dataclass(frozen=True)
+class _Part:
+    """A part: its file, its images, and the digest of their sizes and times."""
+
+    file: UPath
+    images: pd.DataFrame
+    digest: str
+
+    def is_whole(self) -> bool:
+        """Return whether its file can be read to the end, and has the rows of its images."""
+        content = read_whole(self.file)
+        try:
+            if self.file.suffix == ".csv":
+                table = pd.read_csv(io.BytesIO(content), sep=";", dtype=str, keep_default_na=False)
+                return content.endswith(b"\n") and table["filename"].tolist() == self.images["filename"].tolist()
+            names = pq.read_table(io.BytesIO(content))["filename"].to_pylist()
+            return names == self.images["filename"].tolist()
+        except (ValueError, LookupError, OSError):  # of pandas and pyarrow
+            return False
 
 
-def _begin(folder: UPath, fingerprint: dict[str, Any]) -> None:
-    """Write the fingerprint of the parts, or compare it with the one that exists."""
-    file = folder / FINGERPRINT
-    if file.exists():
-        _refuse_differences(folder, json.loads(file.read_text()), fingerprint)
-    elif folder.exists() and (not folder.is_dir() or next(iter(folder.glob("part-*")), None)):
-        problem = f"holds parts that nobody knows the origin of (no {FINGERPRINT})" if folder.is_dir() else "is a file"
-        raise BadInput(Fault(f"--output {folder}", problem, "give another folder"))
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(fingerprint, indent=1))
+class _Fingerprint(Record):
+    """What parts are made of (:data:`FINGERPRINT`)."""
+
+    model: str
+    """Digest of the joint model."""
+    images: int
+    """Number of images."""
+    names: str
+    """Digest of their names and paths."""
+    part_size: int
+    format: TableFormat
+    parts: tuple[str, ...] = ()
+    """Digest of the sizes and times of each part's images; folders of older versions have none."""
 
 
-def _refuse_differences(folder: UPath, before: dict[str, Any], now: dict[str, Any]) -> None:
-    where = f"--output {folder}"
-    remedy = "give another folder, or remove this one to predict anew"
+def _digest(items: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item).encode())
+    return digest.hexdigest()[:16]
+
+
+def _stamps(paths: pd.Series) -> dict[str, str]:
+    """Return the sizes and times of images by path; of a web server there are none."""
+    found: dict[str, str] = {}
+    for _, group in groupby(sorted(paths), key=lambda path: path.split("/")[:3]):  # disk or bucket
+        members = list(group)
+        root = posixpath.dirname(os.path.commonprefix(members))  # noqa: RUF071  commonpath would spoil s3://
+        if not root.startswith(("http:", "https:")):
+            names = {path.removeprefix(root).lstrip("/"): path for path in members}
+            found |= {names[name]: stamp for name, stamp in stamps(root, names).items()}
+    return found
+
+
+def _begin(folder: UPath, parts: list[_Part], now: _Fingerprint) -> list[_Part]:
+    """Write the fingerprint, or compare it with the one that exists; return the parts that have to be made.
+
+    What is there of these is removed before the fingerprint is written, so that every part belongs to it.
+    """
+    there = {found.name for found in folder.glob("part-*")} if folder.is_dir() else set()
+    before = read_if_there(folder / FINGERPRINT)
+    if before is None and folder.exists() and (there or not folder.is_dir()):
+        unknown = f"holds parts that nobody knows the origin of (no {FINGERPRINT})"
+        raise BadInput(Fault(f"--output {folder}", unknown if there else "is a file", "give another folder"))
+    made = now.parts if before is None else _compared(folder, before, now)
+    versions = {part.file: version for part, version in zip(parts, made, strict=True)}
+
+    def is_kept(part: _Part) -> bool:
+        return part.file.name in there and versions[part.file] == part.digest and part.is_whole()
+
+    lacking = [part for part, kept in zip(parts, side_by_side(is_kept, parts), strict=True) if not kept]
+    for part in lacking:
+        if part.file.name in there:
+            part.file.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FINGERPRINT, now.to_json())
+    return lacking
+
+
+def _compared(folder: UPath, text: str, now: _Fingerprint) -> tuple[str, ...]:
+    """Return the digests of the parts that are there; raises :class:`BadInput` if they are of something else."""
+    where, remedy = f"--output {folder}", "give another folder, or remove this one to predict anew"
+    try:
+        before = _Fingerprint.from_json(text)
+    except ValueError:
+        raise BadInput(Fault(where, f"its {FINGERPRINT} is damaged, or another program's", remedy)) from None
     named = {"model": "the model", "images": "how many images", "names": "the images' names or paths"}
-    differing = [key for key in now if before.get(key) != now[key]]
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in _Fingerprint.model_fields if name != "parts"}
     if faults := [
-        Fault(where, f"its parts differ in {named.get(key, key)}: {before.get(key)}, and now {now[key]}", remedy)
-        for key in differing
+        Fault(where, f"its parts differ in {named.get(name, name)}: {was}, and now {new}", remedy)
+        for name, (was, new) in pairs.items()
+        if was != new
     ]:
         raise BadInput(faults)
+    return before.parts if len(before.parts) == len(now.parts) else now.parts

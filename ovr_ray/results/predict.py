@@ -1,4 +1,4 @@
-"""Batch prediction with a joint model: find the images, and predict them through Ray Data."""
+"""Batch prediction with a joint model, through Ray Data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images import SUFFIXES, progress, read_table
+from ovr_ray.images import progress
 from ovr_ray.joint import load_torchscript
-from ovr_ray.recipe import Recipe, absolute, is_anchored, parse
+from ovr_ray.recipe import Recipe, parse
+from ovr_ray.results.finding import located
 from ovr_ray.results.worker import answer
 from ovr_ray.runs import RunFolder, joint_model_in
 
@@ -27,9 +28,6 @@ CHUNK: Final = 128
 
 NUMBER: Final = "-chunk"
 """Column of a chunk's number. No task can have this name, because names begin with a letter or a digit."""
-
-TABLES: Final = (".csv", ".parquet")
-"""Suffixes of files that are read as tables of image names."""
 
 
 class SavedModel:
@@ -73,73 +71,6 @@ class SavedModel:
         return parse(self.metadata.recipe, str(self.file))
 
 
-def find_images(paths: Sequence[str], recipe: Recipe, root: str | None = None) -> pd.DataFrame:
-    """Find image files, in folders and their subfolders, and through tables that name images.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Paths or URIs. A ``.csv`` or ``.parquet`` file needs the column that ``data.filename`` of the recipe names.
-    recipe : Recipe
-        The joint model's recipe.
-    root : str, optional
-        Folder that a table's names are relative to; default: the table's folder.
-
-    Returns
-    -------
-    DataFrame
-        ``filename``, as given or as in its table, and ``path``, an absolute path or a URI.
-
-    Raises
-    ------
-    BadInput
-        For every path that does not exist, folder without an image, and table without names.
-    """
-    found, faults = [], []
-    for given in paths:
-        try:
-            found.append(_found(given, recipe, root))
-        except BadInput as error:
-            faults += error.faults
-    if faults:
-        raise BadInput(faults)
-    return pd.concat(found, ignore_index=True)
-
-
-def _found(given: str, recipe: Recipe, root: str | None) -> pd.DataFrame:
-    path = UPath(given)
-    if path.is_dir():
-        files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-        if not files:
-            raise BadInput(Fault(given, "no image in this folder", f"images end in {', '.join(SUFFIXES)}"))
-        return _located(files)
-    if path.suffix.lower() in TABLES:
-        names = _names(given, recipe.data.filename, recipe.data.separator)
-        return _located(names, str(path.parent) if root is None else root)
-    if not path.exists():
-        raise BadInput(Fault(given, "no such file or folder"))
-    return _located([given])
-
-
-def _names(table: str, column: str, separator: str) -> list[str]:
-    read = read_table(table, separator)
-    if list(read.columns).count(column) != 1:
-        problem = f"has no column {column!r}" if column not in read.columns else f"has column {column!r} twice"
-        remedy = f"its columns: {', '.join(read.columns)}; separator, as in the model's recipe: {separator!r}"
-        raise BadInput(Fault(table, problem, remedy))
-    names = read[column]
-    empty = names.index[names.str.strip() == ""]
-    if len(empty):
-        raise BadInput(Fault(f"{table}, column {column!r}", f"{len(empty)} rows name no file, row {empty[0]} for one"))
-    return names.tolist()
-
-
-def _located(names: Sequence[str], root: str = "") -> pd.DataFrame:
-    """Return names and absolute paths: each worker has a current folder of its own."""
-    paths = [absolute(name if not root or is_anchored(name) else f"{root}/{name}") for name in names]
-    return pd.DataFrame({"filename": list(names), "path": paths}, dtype=object)
-
-
 def predict(
     model: SavedModel, files: Sequence[str] | pd.DataFrame, root: str = "", workers: int | None = None
 ) -> pd.DataFrame:
@@ -160,7 +91,7 @@ def predict(
         One row per file, in the given order: ``filename``; for every label ``<label>_probability`` (float) and
         ``<label>`` (0/1); ``error``, the reason why a file could not be read. Its other cells are empty.
     """
-    images = files if isinstance(files, pd.DataFrame) else _located(files, root)
+    images = files if isinstance(files, pd.DataFrame) else located(files, root)
     chunks = [images.iloc[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     answers = {}
     with progress(len(images)) as advance:

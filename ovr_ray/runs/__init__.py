@@ -1,7 +1,19 @@
 """A run folder: its files, its records, and the clock of who works in it."""
 
 from ovr_ray.runs.clock import Clock
-from ovr_ray.runs.folder import RunFolder, joint_model_in, metrics_beside, predictions_beside, write_winners
+from ovr_ray.runs.folder import RunFolder, with_images
+from ovr_ray.runs.outputs import (
+    METADATA,
+    SOFTWARE,
+    Kind,
+    beside,
+    joint_model_in,
+    metrics_beside,
+    predictions_beside,
+    refuse_foreign,
+    winners_beside,
+    write_winners,
+)
 from ovr_ray.runs.records import (
     CalibrationRecord,
     EnsembleRecord,
@@ -20,6 +32,8 @@ from ovr_ray.runs.records import (
 from ovr_ray.runs.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
 
 __all__ = [
+    "METADATA",
+    "SOFTWARE",
     "CalibrationRecord",
     "CheckpointFiles",
     "Clock",
@@ -27,6 +41,7 @@ __all__ = [
     "FoldFolder",
     "FoundTrial",
     "Interval",
+    "Kind",
     "MadeWith",
     "Metrics",
     "Record",
@@ -40,9 +55,13 @@ __all__ = [
     "TrialRecord",
     "WholeConfig",
     "WinnerRecord",
+    "beside",
     "joint_model_in",
     "metrics_beside",
     "predictions_beside",
+    "refuse_foreign",
     "trial_name",
+    "winners_beside",
+    "with_images",
     "write_winners",
 ]

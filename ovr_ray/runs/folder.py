@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,21 +15,31 @@ from typing import Any, Final
 
 import pandas as pd
 import yaml
-from pydantic import TypeAdapter
 from upath import UPath
 
 from ovr_ray._version import __version__
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe import Recipe, parse
-from ovr_ray.runs.records import MadeWith, WinnerRecord
+from ovr_ray.recipe import Recipe, absolute, parse
+from ovr_ray.runs.outputs import (
+    Kind,
+    joint_model_in,
+    metrics_beside,
+    predictions_beside,
+    refuse_foreign,
+    winners_beside,
+)
+from ovr_ray.runs.records import WINNERS, MadeWith, WinnerRecord
 from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
-from ovr_ray.storage import listed, read_if_there, side_by_side, write_whole
+from ovr_ray.storage import listed, read_if_there, read_whole, refresh, side_by_side, write_whole
 
 GO_BACK: Final = "give the recipe another name, or go back to what it was"
 
+RENAME: Final = "give the recipe another name or storage: --set name=…"
+
 _RECIPE, _SPLIT, _TRIALS = "recipe.yaml", "split.csv", "trials"
+_REFIT, _CLOCK, _WARM_START = "refit", "search.json", "warm_start.json"
+_OF_A_SEARCH: Final = {_RECIPE, _SPLIT, _TRIALS, _REFIT, _CLOCK, _WARM_START}
 _ABSENT, _MADE_WITH = "absent", "made_with"
-_WINNERS = TypeAdapter(dict[str, WinnerRecord])
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class RunFolder:
         """Return an existing run folder; raises :class:`BadInput` if it is none."""
         run = cls(UPath(path))
         if not run.exists():
-            raise BadInput(Fault(str(path), "is not a run folder (no recipe.yaml in it)", "ovr-ray tune makes one"))
+            problem = f"is not a run folder: it has no {_RECIPE} that ovr-ray tune wrote"
+            raise BadInput(Fault(str(path), problem, "give <storage>/<name> of a recipe that was run"))
         return run
 
     @classmethod
@@ -58,8 +69,11 @@ class RunFolder:
         return run if run.exists() else None
 
     def exists(self) -> bool:
-        """Return whether there is a recipe in the folder, which makes it a run folder."""
-        return (self.path / _RECIPE).exists()
+        """Return whether a search wrote a recipe into the folder, which makes it a run folder."""
+        try:
+            return f"\n{_MADE_WITH}:".encode() in read_whole(self.path / _RECIPE)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
 
     @property
     def joint_model(self) -> UPath:
@@ -74,12 +88,12 @@ class RunFolder:
     @property
     def clock(self) -> UPath:
         """Path of ``search.json``; see :class:`~ovr_ray.runs.Clock`."""
-        return self.path / "search.json"
+        return self.path / _CLOCK
 
     @property
     def warm_start(self) -> UPath:
         """Path of ``warm_start.json``; see :mod:`ovr_ray.search.warm_start`."""
-        return self.path / "warm_start.json"
+        return self.path / _WARM_START
 
     @property
     def trials_path(self) -> UPath:
@@ -89,13 +103,35 @@ class RunFolder:
     @property
     def refit(self) -> RefitFolder:
         """The folder ``refit/``, which need not exist."""
-        return RefitFolder(self.path / "refit")
+        return RefitFolder(self.path / _REFIT)
+
+    def outputs(self) -> dict[UPath, Kind]:
+        """Return what combine, evaluate and report write into the folder, whether or not it exists."""
+        model, metrics = self.joint_model, metrics_beside(self.joint_model)
+        own: dict[UPath, Kind] = {model: "model", metrics: "metrics", winners_beside(model): "winners"}
+        return own | {self.report: "report", predictions_beside(metrics): "predictions"}
 
     def results(self) -> list[UPath]:
         """Return what a person takes home from a run: the model, metrics, winners and report that exist."""
-        model = self.joint_model
-        every = [model, metrics_beside(model), winners_beside(model), self.report]
-        return [file for file in every if file.exists()]
+        return [file for file, kind in self.outputs().items() if kind != "predictions" and file.exists()]
+
+    def refuse_foreign(self) -> None:
+        """Raise :class:`BadInput` if the path is a file, or if its folder holds files of our names that are not ours.
+
+        Their names are listed once; a run that has not begun costs no other request.
+        """
+        refresh(self.path)
+        try:
+            there = {found.name for found in self.path.iterdir()}
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise BadInput(Fault(str(self.path), "is a file, and would have to be a folder", RENAME)) from None
+        foreign = sorted(there & _OF_A_SEARCH)
+        if foreign and not self.exists():
+            problem = f"is not the folder of a run, and holds {', '.join(foreign)} already"
+            raise BadInput(Fault(str(self.path), problem, RENAME))
+        refuse_foreign({file: kind for file, kind in self.outputs().items() if file.name in there})
 
     def trial(self, task: str, number: int) -> TrialFolder:
         """Return the folder of one trial, which need not exist."""
@@ -130,20 +166,36 @@ class RunFolder:
         """Whether there is a trial; before the first, the recipe may still be changed."""
         return next(iter(self.trials_path.glob(f"*/{RECORD}")), None) is not None
 
-    def recipe(self) -> Recipe:
-        """Read the recipe as it was run, with absolute paths."""
-        return self.read()[0]
+    def recipe(self, images: str | None = None) -> Recipe:
+        """Read the recipe as it was run, with absolute paths; ``images`` as in :meth:`read`."""
+        return self.read(images)[0]
 
     def made_with(self) -> MadeWith:
         """Read the versions and the data's fingerprint that the search began with."""
         return self.read()[1]
 
-    def read(self) -> tuple[Recipe, MadeWith]:
-        """Read ``recipe.yaml`` once: the recipe as it was run, and what the search began with."""
+    def read(self, images: str | None = None) -> tuple[Recipe, MadeWith]:
+        """Read ``recipe.yaml`` once: the recipe as it was run, and what the search began with.
+
+        Parameters
+        ----------
+        images : str, optional
+            Folder in which the images are now; see :func:`with_images`.
+
+        Raises
+        ------
+        BadInput
+            If the file is damaged.
+        """
         file = self.path / _RECIPE
-        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-        made_with = MadeWith.model_validate(plain.pop(_MADE_WITH, {}))
-        return parse(plain, str(file)), made_with
+        try:
+            plain = yaml.safe_load(read_whole(file))
+            made_with = MadeWith.model_validate(plain.pop(_MADE_WITH, {}))
+        except (yaml.YAMLError, ValueError) as error:
+            problem = f"is damaged: {' '.join(str(error).split())}"
+            raise BadInput(Fault(str(file), problem, "bring back the file that ovr-ray tune wrote")) from None
+        recipe = parse(plain, str(file))
+        return recipe if images is None else with_images(recipe, images), made_with
 
     def split(self) -> pd.DataFrame:
         """Read ``split.csv``: filename, and part (train, val or test)."""
@@ -152,7 +204,7 @@ class RunFolder:
     def winners(self) -> dict[str, WinnerRecord]:
         """Read ``winners.json``, task -> winner; empty before the first ``combine``."""
         text = read_if_there(winners_beside(self.joint_model))
-        return {} if text is None else _WINNERS.validate_json(text)
+        return {} if text is None else WINNERS.validate_json(text)
 
     def begin(self, recipe: Recipe, data_fingerprint: str, split: pd.DataFrame) -> None:
         """Create the folder, or resume in it if the recipe and the data are the same in all that matters.
@@ -198,30 +250,16 @@ def _may_change(path: tuple[str, ...]) -> bool:
     return False
 
 
-def joint_model_in(folder: UPath) -> UPath:
-    """Return the path of the joint model in a folder."""
-    return folder / "joint.pt"
+def with_images(recipe: Recipe, images: str) -> Recipe:
+    """Return a run's recipe with the folder in which its images are now.
 
-
-def winners_beside(model: UPath) -> UPath:
-    """Return the path of ``winners.json`` beside a joint model."""
-    return model.with_name("winners.json")
-
-
-def write_winners(model: UPath, winners: Mapping[str, WinnerRecord]) -> None:
-    """Write ``winners.json`` beside a joint model."""
-    content = _WINNERS.dump_json(dict(winners), indent=1, by_alias=True, exclude_unset=True)
-    write_whole(winners_beside(model), content)
-
-
-def metrics_beside(model: UPath) -> UPath:
-    """Return the path of ``metrics.json`` beside a joint model."""
-    return model.with_name("metrics.json")
-
-
-def predictions_beside(metrics: UPath) -> UPath:
-    """Return the path of ``predictions.csv``, every answer that the metrics are computed from, beside them."""
-    return metrics.with_name("predictions.csv")
+    A label file that lay in the old folder, and is there no longer, has moved with the images.
+    """
+    data, folder = recipe.data, absolute(images)
+    update = {"images": folder}
+    if data.labels.startswith(f"{data.images}/") and not UPath(data.labels).exists():
+        update["labels"] = folder + data.labels.removeprefix(data.images)
+    return recipe.model_copy(update={"data": data.model_copy(update=update)})
 
 
 def _flat(plain: Any) -> dict[tuple[str, ...], Any]:

@@ -7,9 +7,9 @@ versions can be read.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
 
 from ovr_ray.recipe import Config, Source
 
@@ -20,7 +20,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Return the record that a file holds; raises ValueError if it is damaged."""
         return cls.model_validate_json(text)
 
@@ -145,6 +145,10 @@ class WinnerRecord(EnsembleRecord):
 
     def __str__(self) -> str:
         return f"{self.trial}@{self.epoch} at {self.config['image_size']} pixels"
+
+
+WINNERS: Final = TypeAdapter(dict[str, WinnerRecord])
+"""The content of ``winners.json``."""
 
 
 class RefitRecord(Record):

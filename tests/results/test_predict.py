@@ -22,7 +22,7 @@ from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
 from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
 from ovr_ray.recipe import Recipe
-from ovr_ray.results import SavedModel, find_images
+from ovr_ray.results import SavedModel
 from ovr_ray.results.predict import in_turn
 from ovr_ray.runs import RunFolder
 from tests.support import BACKBONE, GRAY, joint_metadata, random_images, random_sub_model
@@ -57,54 +57,6 @@ def test_a_run_that_was_not_combined_has_no_model_yet(make_recipe: Callable[...,
 def test_a_file_that_is_no_joint_model_is_refused(cells: Path) -> None:
     with pytest.raises(BadInput, match="is not a joint model"):
         SavedModel(str(cells / "data.csv"))
-
-
-def test_what_cannot_be_found_is_named_all_at_once(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(BadInput) as caught:
-        find_images([str(tmp_path), "nowhere.png"], make_recipe())
-    assert f"{tmp_path}: no image in this folder" in str(caught.value)
-    assert "nowhere.png: no such file or folder" in str(caught.value)
-
-
-def test_folders_are_searched_with_their_subfolders(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    (tmp_path / "b" / "c").mkdir(parents=True)
-    for name in ("b/c/deep.PNG", "a.jpg", "b/notes.txt"):
-        (tmp_path / name).touch()
-    found = find_images([str(tmp_path)], make_recipe())
-    assert found.filename.tolist() == found.path.tolist() == [str(tmp_path / "a.jpg"), str(tmp_path / "b/c/deep.PNG")]
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table_names_images_below_its_folder_below_another_or_from_the_root(
-    suffix: str, make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    names, file = pd.DataFrame({"id": [1, 2], "filename": ["a.png", "/root/b.png"]}), tmp_path / f"names.{suffix}"
-    if suffix == "csv":
-        names.to_csv(file, sep=";", index=False)
-    else:
-        names.to_parquet(file)
-    beside = find_images([str(file)], make_recipe())
-    assert beside.filename.tolist() == ["a.png", "/root/b.png"]
-    assert beside.path.tolist() == [str(tmp_path / "a.png"), "/root/b.png"]
-    below = find_images([str(file)], make_recipe(), "s3://bucket/images")
-    assert below.path.tolist() == ["s3://bucket/images/a.png", "/root/b.png"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file;crack\na.png;1\n", "has no column 'filename'\n    -> its columns: file, crack"),
-        ("filename;crack\na.png;1\n;0\n", "1 rows name no file, row 3 for one"),
-        ("filename;filename\na.png;b.png\n", "has column 'filename' twice"),
-    ],
-)
-def test_a_table_without_names_is_refused(
-    text: str, message: str, make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    (tmp_path / "names.csv").write_text(text)
-    with pytest.raises(BadInput) as caught:
-        find_images([str(tmp_path / "names.csv")], make_recipe())
-    assert message in str(caught.value)
 
 
 def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFolder, cells: Path) -> None:
@@ -166,6 +118,7 @@ def test_a_worker_gets_a_gpu_with_its_share_of_the_cpus(ray_session: None) -> No
     assert cluster.prediction_share() == (Share(cpus=1, gpus=1), 2)  # two CPUs and two GPUs are declared
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
     def process(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
         return pd.DataFrame({"process": [os.getpid()]})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,75 @@ def test_a_folder_without_a_recipe_is_not_a_run_folder(tmp_path: Path, begun: Ru
     assert RunFolder.open(str(begun.path)).recipe() == begun.recipe()
     assert RunFolder.around(begun.joint_model) == begun
     assert RunFolder.around(UPath(tmp_path / "joint.pt")) is None
+
+
+def test_a_recipe_that_no_search_wrote_makes_no_run_folder(begun: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: flour\ningredients: [made_with: love]\n")
+    for path in (tmp_path, tmp_path / "recipe.yaml", begun.joint_model):
+        with pytest.raises(BadInput, match=r"is not a run folder: it has no recipe\.yaml that ovr-ray tune wrote"):
+            RunFolder.open(str(path))
+    assert RunFolder.around(UPath(tmp_path / "joint.pt")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["name: [\nmade_with: {}\n", "\x00\nmade_with: {}\n", "name: tiny\nmade_with: {versions: 3}\n"]
+)
+def test_a_damaged_recipe_is_told(text: str, begun: RunFolder) -> None:
+    (begun.path / "recipe.yaml").write_text(text)
+    with pytest.raises(BadInput, match=r"recipe\.yaml: is damaged: .*\n    -> bring back the file"):
+        RunFolder.open(begun.path).read()
+
+
+def test_a_recipe_that_was_changed_by_hand_is_told_with_its_field(begun: RunFolder) -> None:
+    file = begun.path / "recipe.yaml"
+    file.write_text(file.read_text().replace("max_epochs: 3", "max_epochs: many"))
+    with pytest.raises(BadInput, match=r"recipe\.yaml: search\.max_epochs: .* not 'many'"):
+        begun.recipe()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "split.csv", "search.json", "warm_start.json", "trials", "refit"])
+def test_a_folder_of_somebody_else_is_refused(name: str, make_recipe: Callable[..., Recipe]) -> None:
+    run = RunFolder.of(make_recipe())
+    (run.path / "trials").parent.mkdir()
+    (run.path / name).write_text("precious")
+    with pytest.raises(BadInput, match=f"is not the folder of a run, and holds {name} already"):
+        run.refuse_foreign()
+
+
+@pytest.mark.parametrize("name", ["joint.pt", "winners.json", "metrics.json", "predictions.csv", "report.html"])
+def test_a_result_of_somebody_else_is_refused_also_in_a_run(name: str, begun: RunFolder) -> None:
+    begun.refuse_foreign()
+    (begun.path / name).write_text("precious")
+    with pytest.raises(BadInput, match=f"{name}: is there already"):
+        begun.refuse_foreign()
+
+
+def test_a_file_where_a_run_folder_would_be_is_refused(make_recipe: Callable[..., Recipe]) -> None:
+    run = RunFolder.of(make_recipe())
+    run.refuse_foreign()
+    run.path.write_text("precious")
+    with pytest.raises(BadInput, match="is a file, and would have to be a folder"):
+        run.refuse_foreign()
+
+
+def test_a_folder_with_other_files_or_the_results_of_a_run_may_hold_a_new_run(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    shutil.copy(str(finished.joint_model), tmp_path / "joint.pt")
+    (tmp_path / "notes.txt").write_text("other things")
+    RunFolder(UPath(tmp_path)).refuse_foreign()
+
+
+def test_the_images_of_a_run_may_have_moved_and_labels_that_lay_with_them_move_too(
+    begun: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    before = (begun.path / "recipe.yaml").read_text()
+    data = begun.recipe(str(tmp_path)).data
+    assert (data.images, data.labels) == (str(tmp_path), str(cells / "data.csv"))  # the labels are still there
+    (begun.path / "recipe.yaml").write_text(before.replace(str(cells), "/gone"))
+    data = begun.recipe(str(tmp_path)).data
+    assert (data.images, data.labels) == (str(tmp_path), str(tmp_path / "data.csv"))
+    assert begun.recipe().data.images == "/gone"
 
 
 def test_before_the_first_trial_everything_may_change(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:

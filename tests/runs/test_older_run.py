@@ -35,6 +35,11 @@ def older(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder.open(folder / "runs/older")
 
 
+def test_what_it_wrote_is_taken_for_its_own(older: RunFolder) -> None:
+    assert sum(file.exists() for file in older.outputs()) == 4  # it was not reported
+    older.refuse_foreign()
+
+
 def test_its_records_are_read(older: RunFolder) -> None:
     counts = ovr_ray.status(older)
     assert counts[["begun", "budget", Status.UNFINISHED]].to_numpy().tolist() == [[3, 3, 1], [1, 2, 0]]
@@ -52,7 +57,7 @@ def test_it_is_reported_with_the_joint_model_that_it_has(older: RunFolder) -> No
 def test_it_is_combined_from_its_search_and_from_its_refit(older: RunFolder, tmp_path: Path) -> None:
     before = json.loads((older.path / "winners.json").read_text())
     model = ovr_ray.combine(older, output=str(tmp_path / "search.pt"))
-    assert json.loads((tmp_path / "winners.json").read_text())["crack"]["trial"] == before["crack"]["trial"]
+    assert json.loads((tmp_path / "search.winners.json").read_text())["crack"]["trial"] == before["crack"]["trial"]
     assert model.metadata.labels == ["crack", "inactive"]
     folds = ovr_ray.combine(older, output=str(tmp_path / "refit.pt"), source="refit")
     assert folds.metadata.trained_on == ("train", "val")

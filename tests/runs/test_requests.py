@@ -110,3 +110,14 @@ def test_the_ledger_costs_one_listing_and_each_record_and_its_epochs_once(bucket
     assert ledger.complete()
     assert requests.listings == 1
     assert requests.of("/trial.json") == requests.of("/epochs.csv") == [1] * 60
+
+
+def test_foreign_files_are_looked_for_with_one_listing_and_the_recipe(bucket: str) -> None:
+    run, _ = search_in(bucket, tasks=1, trials=1)
+    store, name = s3_backends[DEFAULT_ACCOUNT_ID]["aws"], bucket.removeprefix("s3://")
+    store.put_object(name, "many/recipe.yaml", b"name: many\nmade_with: {}\n")
+    with counted() as requests:
+        run.refuse_foreign()
+    assert requests.listings == 1
+    assert requests.of("/recipe.yaml") == [1]
+    assert requests.counts.total() == 2
