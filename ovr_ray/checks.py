@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
+import pandas as pd
+
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images import BadImage, LabelTable, bad_images_fault, empty_split_faults, read_image, read_labels
+from ovr_ray.images import LabelTable, read_facts, read_labels, reviewed
 from ovr_ray.model import size_fault, weights_fault
-from ovr_ray.recipe import Recipe
+from ovr_ray.recipe import Data, Recipe
 
 
 def check(recipe: Recipe, images: bool = False) -> LabelTable:
@@ -20,7 +23,7 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
     Returns
     -------
     LabelTable
-        Labels of images that are to be skipped are unknown in it.
+        Labels of images that are to be skipped are unknown in it. If the images were read, it has notes on them.
 
     Raises
     ------
@@ -34,11 +37,10 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
         faults += error.faults
     faults += _backbone_faults(recipe)
     if images and table is not None:
-        bad = _bad_images(recipe, table)
-        if bad and recipe.data.on_bad_image == "error":
-            faults.append(bad_images_fault(table, bad))
-        table = table.without(bad)
-        faults += empty_split_faults(table, recipe.data)
+        try:
+            table = reviewed(table, _facts(recipe.data, table), recipe.data)
+        except BadInput as error:
+            faults += error.faults
     if faults or table is None:
         raise BadInput(faults)
     return table
@@ -60,14 +62,7 @@ def _backbone_faults(recipe: Recipe) -> Iterator[Fault]:
         yield replace(fault, where=f"tasks.{name}: {fault.where}")
 
 
-def _bad_images(recipe: Recipe, table: LabelTable) -> dict[int, str]:
-    def reason(filename: str) -> str | None:
-        try:
-            read_image(f"{recipe.data.images}/{filename}", recipe.data)
-        except BadImage as error:
-            return str(error)
-        return None
-
+def _facts(data: Data, table: LabelTable) -> pd.DataFrame:
+    files = data.images + "/" + table.files
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter's lock while it decodes
-        reasons = enumerate(pool.map(reason, table.files))
-        return {row: why for row, why in reasons if why}
+        return pd.DataFrame(list(pool.map(partial(read_facts, data=data), files)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from ovr_ray.checks import check
 from ovr_ray.errors import BadInput, Fault
@@ -91,6 +92,30 @@ def test_images_that_are_to_be_skipped_count_for_no_task(copied: Callable[..., R
     table = check(copied(on_bad_image="skip"), images=True)
     assert np.flatnonzero(table.labels.isna().all(axis=1)).tolist() == [7]
     assert len(table.files) == 80
+
+
+def test_images_that_occur_twice_are_noted_or_a_fault_once_the_images_are_read(
+    copied: Callable[..., Recipe], folder: Path
+) -> None:
+    shutil.copy(folder / "images/cell05.png", folder / "images/cell06.png")
+    (note,) = check(copied(), images=True).notes
+    assert "1 images occur more than once" in note.problem
+    assert "'images/cell05.png' = 'images/cell06.png': in " in note.problem
+    assert check(copied(duplicates="error")).notes == ()
+    (folder / "images/cell07.png").write_text("not an image")
+    with pytest.raises(BadInput) as caught:
+        check(copied(duplicates="error"), images=True)
+    assert [fault.where for fault in caught.value.faults] == ["data.images", "data.images"]
+
+
+def test_dark_images_of_more_than_8_bits_are_noted_until_the_recipe_says_what_is_white(
+    copied: Callable[..., Recipe], folder: Path
+) -> None:
+    for file in (folder / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)).astype(np.uint16) * 15).save(file)
+    (note,) = check(copied(), images=True).notes
+    assert note.remedy == "say what is white, such as data.white: 4095 (12 bits)"
+    assert check(copied(white=4095), images=True).notes == ()
 
 
 def test_a_class_of_which_every_image_is_to_be_skipped_is_an_error(copied: Callable[..., Recipe], folder: Path) -> None:

@@ -73,6 +73,7 @@ def prepare(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B00
     size = f"{len(images.facts)} images in {len(images.shards)} shards, {images.nbytes / 1e6:,.0f} MB"
     skipped = f", {len(images.bad)} of them cannot be decoded" if images.bad else ""
     typer.echo(f"{images.shards[0].file.parent}: {size}{skipped}")
+    telling.print_notes(images.notes)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from ovr_ray.errors import Fault
     from ovr_ray.images import LabelTable
     from ovr_ray.joint import JointMetadata
     from ovr_ray.results import Parts
@@ -22,7 +23,7 @@ SIDE_BY_SIDE: Final = 6
 
 
 def print_counts(recipe: str, labels: LabelTable) -> None:
-    """Print how many images are positive, per task and split."""
+    """Print how many images are positive, per task and split, and the notes on them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -38,6 +39,13 @@ def print_counts(recipe: str, labels: LabelTable) -> None:
     skipped = labels.files[labels.labels.isna().all(axis=1)]
     if len(skipped):
         typer.echo(f"{len(skipped)} images count for no task (no label, or undecodable): {', '.join(skipped)}")
+    print_notes(labels.notes)
+
+
+def print_notes(notes: Iterable[Fault]) -> None:
+    """Print what is worth a look but stops nothing."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def print_answers(table: pd.DataFrame, labels: Sequence[str]) -> None:

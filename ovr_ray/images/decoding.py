@@ -119,6 +119,14 @@ def read_image(file: str, data: Data, size: int | None = None) -> np.ndarray:
     return decode(read_file(file), data, size)
 
 
+def read_facts(file: str, data: Data) -> Facts:
+    """Read a file (path or URI), and return the facts of it, whether it can be decoded or not."""
+    try:
+        return examine(read_file(file), data)[1]
+    except BadImage as bad:
+        return Facts(error=str(bad))
+
+
 def read_file(file: str) -> bytes:
     """Return a file's content; raise :class:`UnreadableImage` if the storage fails."""
     try:

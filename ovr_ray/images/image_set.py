@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ import ray
 import ray.data
 from upath import UPath
 
-from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.images.labels import SHOWN, LabelTable, empty_split_faults
+from ovr_ray.errors import Fault, RunFailed
+from ovr_ray.images.labels import LabelTable
 from ovr_ray.images.progress import progress
+from ovr_ray.images.review import reviewed
 from ovr_ray.images.shards import Shard, missing, shards
 from ovr_ray.recipe import Data
 from ovr_ray.storage import side_by_side, storage_errors
@@ -29,9 +29,6 @@ Images = dict[int, np.ndarray]
 
 WINDOW = 8
 """Shards that a stream shuffles together. It reads the next window ahead, and holds no more than these two."""
-
-NAMED = 200
-"""Most bad images that a fault names."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,14 @@ class ImageSet:
     blocks : list of ObjectRef, optional
         For each shard, its rows (int64, N) and images (uint8, N x C x H x W) in the object store. If None, images are
         streamed from storage.
+    notes : tuple of Fault
+        As in :class:`LabelTable`.
     """
 
     shards: list[Shard]
     facts: pd.DataFrame
     blocks: list[ray.ObjectRef[tuple[np.ndarray, np.ndarray]]] | None = None
+    notes: tuple[Fault, ...] = ()
 
     def for_trials(self) -> ImageSet:
         """Return the image set without ``facts``, which trials do not use: each trial holds a copy."""
@@ -173,45 +173,23 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
     -------
     ImageSet
     LabelTable
-        The table in which bad images count for no task.
+        The table in which bad images count for no task, with notes.
 
     Raises
     ------
     BadInput
-        If there are bad images and ``on_bad_image`` is ``error``, or if a task has no image of one class left.
+        As :func:`~ovr_ray.images.review.reviewed` does.
     RunFailed
         As in :func:`prepare`.
     """
     all_shards = prepare(table, data, storage)
     facts = pd.concat(side_by_side(Shard.facts, all_shards)).set_index("row").sort_index()
-    images = ImageSet(all_shards, facts)
-    if images.bad and data.on_bad_image == "error":
-        raise BadInput(bad_images_fault(table, images.bad))
-    table = table.without(images.bad)
-    if faults := list(empty_split_faults(table, data)):
-        raise BadInput(faults)
+    table = reviewed(table, facts, data)
+    images = ImageSet(all_shards, facts, notes=table.notes)
     wanted = (table.splits != "test").to_numpy()
     if wanted.sum() * data.channels * data.image_size**2 > memory:
         return images, table
     return replace(images, blocks=list(_blocks(all_shards, wanted))), table
-
-
-def bad_images_fault(table: LabelTable, bad: dict[int, str]) -> Fault:
-    """Return a fault that names the bad images; above :data:`NAMED`, the first ones and how often each reason occurs.
-
-    Parameters
-    ----------
-    table : LabelTable
-    bad : dict of int to str
-        Reasons by row of the label table.
-    """
-    lines = [f"    {table.files.iloc[row]}: {reason}" for row, reason in sorted(bad.items())]
-    if len(lines) > NAMED:
-        counts = Counter(reason.partition(":")[0] for reason in bad.values()).most_common(SHOWN)
-        reasons = ", ".join(f"{reason!r} ({count})" for reason, count in counts)
-        lines[NAMED:] = [f"    and {len(lines) - NAMED} more; most frequent reasons of all: {reasons}"]
-    problem = f"{len(bad)} of {len(table.files)} images cannot be decoded:\n" + "\n".join(lines)
-    return Fault("data.images", problem, "repair or remove them, or set data.on_bad_image: skip")
 
 
 def _on_cluster(given: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:

@@ -12,6 +12,7 @@ import pandas as pd
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
+from ovr_ray.images.duplicates import contents, units
 from ovr_ray.images.files import alike, stamps
 from ovr_ray.images.splitting import limited, split
 from ovr_ray.images.tables import as_numbers, read_table
@@ -34,11 +35,14 @@ class LabelTable:
         1, 0, or NaN if the row does not count for the task.
     splits : Series of str
         train, val or test; named ``part``, as in files.
+    notes : tuple of Fault
+        What is worth a look but stops nothing; empty before the images were read.
     """
 
     files: pd.Series
     labels: pd.DataFrame
     splits: pd.Series
+    notes: tuple[Fault, ...] = ()
 
     def rows(self, split: Split) -> np.ndarray:
         """Return the row numbers of a split, ascending (int64)."""
@@ -68,7 +72,7 @@ class LabelTable:
         """Return a copy of the table in which these rows count for no task."""
         labels = self.labels.copy()
         labels.iloc[list(rows)] = np.nan
-        return LabelTable(self.files, labels, self.splits)
+        return replace(self, labels=labels)
 
     def counts(self) -> pd.DataFrame:
         """Return the numbers of images and positives per task and split."""
@@ -131,19 +135,21 @@ def read_labels(data: Data, tasks: dict[str, Task], with_split: bool = True) -> 
     if isinstance(data.split, ColumnSplit):
         splits = table[data.split.column].str.strip()
     else:
-        splits = split(strata, data.split, _groups(table, data.group) if data.group else None)
+        own_groups = _groups(table, data.group) if data.group else None
+        splits = split(strata, data.split, units(table[data.filename], own_groups, data))
     result = LabelTable(table[data.filename], labels, splits.rename("part"))
-    if faults := list(empty_split_faults(result, data)):
+    if faults := [*empty_split_faults(result, data), *_torn_duplicates(result, data)]:
         raise BadInput(faults)
     return result
 
 
-def groups(data: Data, files: pd.Series) -> pd.Series:
-    """Return the group of every file of a label table, as :func:`split` takes it; by default each file is its own."""
-    if data.group is None:
-        return files
-    table = read_table(data.labels, data.separator)
-    return files.map(_groups(table, data.group).set_axis(table[data.filename]))
+def groups(data: Data, files: pd.Series) -> pd.Series | None:
+    """Return which files of a label table stay together, as :func:`split` takes it; None if each is its own."""
+    own_groups = None
+    if data.group is not None:
+        table = read_table(data.labels, data.separator)
+        own_groups = files.map(_groups(table, data.group).set_axis(table[data.filename]))
+    return units(files, own_groups, data)
 
 
 def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_split: bool) -> None:
@@ -162,14 +168,14 @@ def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_spl
         raise BadInput(faults)
 
 
-def _listed(items: Iterable[object], between: str = ", ") -> str:
+def listed(items: Iterable[object], between: str = ", ") -> str:
     texts = [str(item) for item in items]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return between.join(texts[:SHOWN]) + more
 
 
 def _quoted(items: Iterable[object]) -> str:
-    return _listed(map(repr, items))
+    return listed(map(repr, items))
 
 
 def _groups(table: pd.DataFrame, column: str) -> pd.Series:
@@ -191,7 +197,7 @@ def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iter
         wrong = text[(text.str.strip() != "") & ~as_numbers(text).isin([0, 1])]
         if len(wrong):
             cells = [f"row {row} {value!r}" for row, value in wrong.items()]
-            problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {_listed(cells)}"
+            problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {listed(cells)}"
             remedy = "write 1 for yes, 0 for no, and leave the cell empty if it is not known"
             yield Fault(f"{data.labels}, column {column!r}", problem, remedy)
 
@@ -201,13 +207,13 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     names = table[data.filename]
     empty = names[names.str.strip() == ""]
     if len(empty):
-        yield Fault(where, f"{_counted(len(empty), 'row names', 'rows name')} no file: row {_listed(empty.index)}")
+        yield Fault(where, f"{_counted(len(empty), 'row names', 'rows name')} no file: row {listed(empty.index)}")
     names = names.drop(empty.index)
     files = names.map(posixpath.normpath)
     twice = names[files.duplicated(keep=False)]
     if len(twice):
         named = [", ".join(f"row {row} {name!r}" for row, name in rows.items()) for _, rows in twice.groupby(files)]
-        problem = f"{_counted(len(named), 'file has', 'files have')} more than one row: {_listed(named, '; ')}"
+        problem = f"{_counted(len(named), 'file has', 'files have')} more than one row: {listed(named, '; ')}"
         yield Fault(where, problem, "keep one row per image")
     outside = names[[name.startswith("/") or ".." in name.split("/") for name in names]]
     if len(outside):
@@ -242,12 +248,23 @@ def _split_column_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
             by_group = splits.groupby(_groups(table, data.group))
             torn = [group for group, inside in by_group if len(set(inside)) > 1]
             if torn:
-                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one split: {_listed(torn)}"
+                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one split: {listed(torn)}"
                 yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one split")
         wrong = [f"row {row} {value!r}" for row, value in cells[~splits.isin(SPLITS)].items()]
         if wrong:
-            problem = f"not train, val or test: {_listed(wrong)}"
+            problem = f"not train, val or test: {listed(wrong)}"
             remedy = "write one of them into every row; a row that is for none of them has to be removed"
+            yield Fault(f"{data.labels}, column {data.split.column!r}", problem, remedy)
+
+
+def _torn_duplicates(table: LabelTable, data: Data) -> Iterable[Fault]:
+    if isinstance(data.split, ColumnSplit) and data.duplicates == "together":
+        content = contents(table.files, data.images)
+        torn = table.files[table.splits.groupby(content).transform("nunique") > 1]
+        if len(torn):
+            same = [listed(map(repr, files), " = ") for _, files in torn.groupby(content)]
+            problem = f"files of the same content lie in more than one split: {listed(same, '; ')}"
+            remedy = "keep them in one split, or set data.duplicates: warn"
             yield Fault(f"{data.labels}, column {data.split.column!r}", problem, remedy)
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ovr_ray.choices import LEAST_IMAGE_SIZE, Color, Metric, OnBadImage, Scheduler, Searcher
+from ovr_ray.choices import LEAST_IMAGE_SIZE, Color, Metric, OnBadImage, OnDuplicates, Scheduler, Searcher
 from ovr_ray.recipe import plugins
 from ovr_ray.recipe.config import Augment, Choice, Config, Domain, Fraction, Section, Space, absolute, is_anchored
 from ovr_ray.recipe.names import Name, collides
@@ -79,6 +79,8 @@ class Data(Section):
     limit: PositiveInt | None = None
     """Use only about this many rows, with the labels' shares kept; for trying things out."""
     on_bad_image: OnBadImage = "error"
+    duplicates: OnDuplicates = "warn"
+    """What happens to files of the same content; together: they always fall into the same split."""
 
     @property
     def channels(self) -> int:

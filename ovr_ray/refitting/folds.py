@@ -22,7 +22,7 @@ def assign(table: LabelTable, task: str, data: Data, count: int, seed: int) -> n
     table : LabelTable
     task : str
     data : Data
-        The recipe's data, which says whether there are groups.
+        The recipe's data, which says whether there are groups, and whether duplicates stay together.
     count : int
         Number of folds.
     seed : int
@@ -42,11 +42,12 @@ def assign(table: LabelTable, task: str, data: Data, count: int, seed: int) -> n
     known = labels.to_numpy()[rows]
     if pd.Series(known).value_counts().min() < count:
         raise BadInput(_fault(task, count))
-    if data.group is None:
+    together = groups(data, table.files)
+    if together is None:
         drawn = StratifiedKFold(count, shuffle=True, random_state=seed).split(known, known)
     else:
-        together = groups(data, table.files).to_numpy()[rows]
-        drawn = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(known, known, together)
+        kept = together.to_numpy()[rows]
+        drawn = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(known, known, kept)
     folds = np.full(len(labels), NONE)
     for number, (_, held_out) in enumerate(drawn):
         folds[rows[held_out]] = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_check_prints_every_fault_and_ends_with_2(recipe: Path) -> None:
     assert done.stdout == ""
     assert "has no column 'file'" in done.stderr
     assert "there is no such backbone" in done.stderr
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_check_and_prepare_note_images_that_occur_twice_or_end_with_2(recipe: Path, cells: Path) -> None:
+    folder = shutil.copytree(cells, recipe.parent / "cells")
+    shutil.copy(folder / "images/cell05.png", folder / "images/cell06.png")
+    for verb in ("check", "prepare"):
+        noted = run_cli(verb, recipe, f"--set=data.images={folder}")
+        assert noted.exit_code == 0
+        assert "note: data.images: 1 images occur more than once" in noted.stderr
+    refused = run_cli("check", recipe, f"--set=data.images={folder}", "--set=data.duplicates=error")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("data.images: 1 images occur more than once")
 
 
 @pytest.mark.parametrize(

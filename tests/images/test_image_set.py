@@ -12,7 +12,7 @@ import ray
 from PIL import Image
 
 from ovr_ray.errors import BadInput, RunFailed
-from ovr_ray.images import ImageSet, LabelTable, image_set, load, prepare, read_image, read_labels, shards
+from ovr_ray.images import ImageSet, LabelTable, image_set, load, prepare, read_image, read_labels, review, shards
 from ovr_ray.images.shards import missing
 from ovr_ray.recipe import Data, Recipe
 
@@ -204,7 +204,7 @@ def test_all_images_that_cannot_be_decoded_are_named_in_one_error(recipe: Recipe
 def test_very_many_bad_images_are_named_up_to_a_limit_with_the_reasons_counted(
     recipe: Recipe, damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_set, "NAMED", 1)
+    monkeypatch.setattr(review, "NAMED", 1)
     with pytest.raises(BadInput) as caught:
         loaded(recipe)
     assert "images/cell05.png" in str(caught.value)
@@ -218,6 +218,20 @@ def test_skipped_images_count_for_no_task(recipe: Recipe, damaged: Path) -> None
     images, table = loaded(recipe.model_copy(update={"data": data}))
     assert images.bad.keys() == {5, 60}
     assert table.labels.isna().any(axis=1).sum() == 2
+
+
+def test_images_that_occur_twice_are_noted_or_refused_before_anything_is_trained(
+    recipe: Recipe, own_cells: Path
+) -> None:
+    shutil.copy(own_cells / "images/cell05.png", own_cells / "images/cell06.png")
+    images, table = loaded(recipe)
+    assert images.notes == table.notes
+    assert "'images/cell05.png' = 'images/cell06.png'" in images.notes[0].problem
+    before = files_of(recipe)
+    data = recipe.data.model_copy(update={"duplicates": "error"})
+    with pytest.raises(BadInput, match="1 images occur more than once"):
+        loaded(recipe.model_copy(update={"data": data}))
+    assert files_of(recipe) == before
 
 
 def refuse(*arguments: Any, **options: Any) -> NoReturn:

@@ -20,6 +20,7 @@ from tests.support import run_cli
         (Config, "precision", choices.Precision),
         (Data, "color", choices.Color),
         (Data, "on_bad_image", choices.OnBadImage),
+        (Data, "duplicates", choices.OnDuplicates),
         (Search, "metric", choices.Metric),
         (Search, "searcher", choices.Searcher),
         (Search, "scheduler", choices.Scheduler),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_the_images_of_a_group_are_in_one_fold(make_recipe: Make, cells: Path, t
     by_panel = pd.Series(folds).groupby(table.files.map(labels.set_index("filename").panel).to_numpy())
     assert (by_panel.nunique().drop("") == 1).all()
     assert by_panel.nunique()[""] > 1
+
+
+def test_files_of_the_same_content_are_in_one_fold_if_they_are_to_stay_together(
+    make_recipe: Make, cells: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(cells, tmp_path / "cells"))
+    for number in range(0, 80, 2):
+        shutil.copy(folder / f"images/cell{number:02}.png", folder / f"images/cell{number + 1:02}.png")
+    recipe = make_recipe(data={"images": str(folder), "duplicates": "together"})
+    table = table_of(recipe)
+    folds = pd.Series(assign(table, "crack", recipe.data, FOLDS, seed=0))
+    pair = table.files.str.extract(r"(\d+)", expand=False).astype(int) // 2
+    assert folds.groupby(pair).nunique().eq(1).all()
+    assert set(folds) == {NONE, *range(FOLDS)}
 
 
 def test_more_folds_than_images_of_a_class_are_refused(make_recipe: Make) -> None:
