@@ -48,7 +48,7 @@ def check(recipe: Runnable) -> LabelTable:
     Returns
     -------
     LabelTable
-        Files, labels and splits.
+        Files, labels and splits, and notes on the images.
 
     Raises
     ------

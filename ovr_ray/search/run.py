@@ -127,7 +127,7 @@ def _search(
             f"skipped {table.files.iloc[row]} ({table.splits.iloc[row]}): {reason}", markup=False, highlight=False
         )
     for note in images.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     where = (
         "in memory, shared by all trials" if images.blocks else "streamed from storage, as they are too many to share"
     )

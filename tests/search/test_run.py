@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from upath import UPath
@@ -23,8 +26,9 @@ import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Config, Recipe, parse
 from ovr_ray.runs import RunFolder, Status
+from ovr_ray.search import tune
 from ovr_ray.training import learning_rate
-from tests.support import EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe, rows, scalars
+from tests.support import BACKBONE, EVERY_OPTION, PATIENCE, ancestors, copy_run, plain_recipe, rows, scalars
 
 METRICS = {
     "train_loss",
@@ -119,6 +123,23 @@ def test_a_search_killed_after_its_last_checkpoint_ends_with_every_epoch(finishe
     ovr_ray.tune(run.recipe())
     assert last.folder.record().status == Status.FINISHED
     assert last.folder.epochs().equals(epochs)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_begins_with_the_notes_on_its_images(
+    make_recipe: Callable[..., Recipe], cells: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(cells, tmp_path / "cells"))
+    shutil.copy(folder / "images/cell05.png", folder / "images/cell06.png")
+    task = {"trials": 1, "default": {"backbone": BACKBONE, "weights": None}}
+    short = {"max_epochs": 1, "grace_epochs": 1}
+    console = Console(file=io.StringIO(), record=True)
+    tune(make_recipe(data={"images": str(folder)}, tasks={"crack": task}, search=short), console=console)
+    told, _, later = console.export_text().partition("80 images decoded")
+    assert told.startswith("note: data.images: 1 images occur more than once")
+    assert "'images/cell05.png' = 'images/cell06.png': in " in told
+    assert "best of crack" in later
 
 
 @pytest.mark.usefixtures("ray_session")
