@@ -163,7 +163,8 @@ def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_spl
             faults.append(Fault(data.labels, f"has column {column!r} {present.count(column)} times"))
         elif column not in present:
             hint = f"; is data.separator {data.separator!r} right?" if len(present) == 1 else ""
-            faults.append(Fault(data.labels, f"has no column {column!r}", f"its columns: {', '.join(present)}{hint}"))
+            remedy = f"its columns: {', '.join(map(repr, present))}{hint}"
+            faults.append(Fault(data.labels, f"has no column {column!r}", remedy))
     if faults:
         raise BadInput(faults)
 
