@@ -93,10 +93,11 @@ def _start() -> None:
 
 
 def _refuse_long_temporary_folder() -> None:
-    if excess := ray_quirks.too_long_for_sockets():
-        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-        problem = f"is too long, by {excess} bytes, because Ray makes sockets in it"
-        raise BadInput(Fault(f"{variable}={os.environ[variable]!r}", problem, f"for example: export {variable}=/tmp"))
+    given = [(name, os.environ[name]) for name in ray_quirks.TEMPORARY if name in os.environ]
+    for name, folder in given[:1]:
+        if excess := ray_quirks.too_long_for_sockets(folder):
+            problem = f"is too long, by {excess} bytes, because Ray makes sockets in it"
+            raise BadInput(Fault(f"{name}={folder!r}", problem, f"for example: export {name}=/tmp"))
 
 
 def has_several_nodes() -> bool:

@@ -24,8 +24,11 @@ NODE_LOST: Final = "its node has died"
 SLOW_START: Final = "timed out during startup"
 """Ray's words when its processes did not come up within its fixed 30 seconds."""
 
-SOCKET: Final = "/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
-"""Path of a socket below Ray's temporary folder."""
+TEMPORARY: Final = ("RAY_TMPDIR", "TMPDIR")
+"""Variables that say where Ray makes its temporary folder; the first that is set counts."""
+
+SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+"""Path of a socket below the folder that such a variable names."""
 
 LONGEST_SOCKET: Final = 107
 """Bytes that Linux allows for the path of a socket."""
@@ -107,11 +110,9 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def too_long_for_sockets() -> int:
-    """Return by how many bytes the path of Ray's temporary folder is too long for the sockets in it; 0: it fits."""
-    from ray._common.utils import get_ray_temp_dir
-
-    socket = get_ray_temp_dir() + SOCKET.format(process=os.getpid())
+def too_long_for_sockets(folder: str) -> int:
+    """Return by how many bytes a temporary folder's path is too long for the sockets that Ray makes; 0: it fits."""
+    socket = folder + SOCKET.format(process=os.getpid())
     return max(0, len(os.fsencode(socket)) - LONGEST_SOCKET)
 
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from ovr_ray import cluster
-from ovr_ray.errors import RunFailed
+from ovr_ray.errors import BadInput, RunFailed
 from ovr_ray.recipe import Resources
 from tests.support import PATIENCE
 
@@ -69,6 +69,19 @@ def test_a_machine_too_busy_for_ray_is_reported_without_a_traceback(monkeypatch:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process have a Ray
     monkeypatch.setattr(ray, "init", too_slow)  # the machine cannot be made so slow for one test
     with pytest.raises(RunFailed, match="very busy"), cluster.connected():
+        pass
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_that_is_too_long_for_rays_sockets_is_told_before_ray_starts(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, folder := f"/tmp/{'x' * 100}")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process have a Ray
+    told = rf"{variable}='{folder}': is too long, by \d+ bytes, .*\n    -> for example: export {variable}=/tmp"
+    with pytest.raises(BadInput, match=told), cluster.connected():
         pass
 
 

@@ -138,3 +138,21 @@ def test_asha_needs_nothing_of_a_trial_but_its_identifier() -> None:
 def test_a_task_knows_what_it_was_assigned() -> None:
     asked = ray.remote(num_cpus=2, num_gpus=0.5)(ray_quirks.assigned).remote()
     assert ray.get(asked) == (2, 0.5)
+
+
+def test_sockets_lie_as_deep_below_the_temporary_folder_as_is_assumed(ray_session: None) -> None:
+    node = ray._private.worker._global_node
+    below = node.plasma_store_socket_name.removeprefix(node.get_temp_dir_path())
+    longest = ray_quirks.LONGEST_SOCKET - len(f"/ray{below}")
+    assert [ray_quirks.too_long_for_sockets("/" + "x" * (longest + more - 1)) for more in (0, 3)] == [0, 3]
+
+
+@pytest.mark.parametrize("names", [["TMPDIR"], ["TMPDIR", "RAY_TMPDIR"]])
+def test_rays_temporary_folder_is_where_the_variables_say(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    for name in ray_quirks.TEMPORARY:
+        monkeypatch.delenv(name, raising=False)
+    for name in names:
+        monkeypatch.setenv(name, f"/{name}")
+    assert get_default_ray_temp_dir() == f"/{next(name for name in ray_quirks.TEMPORARY if name in names)}/ray"

@@ -13,12 +13,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from ovr_ray.choices import FOLDS, LEAST_IMAGE_SIZE, Calibration, ExportFormat, Source, TableFormat
+from ovr_ray.choices import FOLDS, Calibration, ExportFormat, Source, TableFormat
 from ovr_ray.commands import telling
 from ovr_ray.commands.arguments import (
     Extensions,
+    ImageSize,
+    ImagesOfLabels,
+    LabelFile,
     ModelPath,
+    MovedImages,
     Overrides,
+    Picks,
     RecipePath,
     RunPath,
     Tasks,
@@ -40,9 +45,7 @@ def about() -> None:
 
 @app.command()
 def init(
-    labels: Annotated[
-        str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames and a column of 0/1 per label")
-    ],
+    labels: LabelFile,
     images: Annotated[str | None, typer.Option(help="folder of the filenames", show_default="the CSV's folder")] = None,
     output: Annotated[Path, typer.Option(help="file of the recipe")] = Path("recipe.yaml"),
 ) -> None:
@@ -123,23 +126,20 @@ def refit(
     run: RunPath,
     folds: Annotated[int, typer.Option(min=2, help="each holds out its share of train and validation")] = FOLDS,
     workers: Annotated[int, typer.Option(min=1, help="processes that train a fold together, each on a GPU")] = 1,
-    image_size: Annotated[
-        int | None, typer.Option(min=LEAST_IMAGE_SIZE, help="pixels a side", show_default="winner's")
-    ] = None,
+    image_size: ImageSize = None,
     task: Tasks = [],  # noqa: B006
+    images: MovedImages = None,
 ) -> None:
     """Train the winners again as folds over train and validation, or resume that."""
     with _on_cluster() as verbs:
-        done = verbs.refit(run, folds, workers, task, image_size)
+        done = verbs.refit(run, folds, workers, task, image_size, images)
     typer.echo(f"{done.refit.path}: next: ovr-ray combine {run} --from refit")
 
 
 @app.command()
 def combine(
     run: RunPath,
-    pick: Annotated[
-        list[str], typer.Option(metavar="TASK=TRIAL[@EPOCH]", help="choose a winner by hand: trial or checkpoint")
-    ] = [],  # noqa: B006
+    pick: Picks = [],  # noqa: B006
     task: Tasks = [],  # noqa: B006
     output: Annotated[str | None, typer.Option(help="file of the model", show_default="RUN/joint.pt")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="average the best checkpoints of this many trials per task")] = 1,
@@ -149,6 +149,7 @@ def combine(
         Literal["torchscript", ExportFormat], typer.Option("--format", help="beside TorchScript, write it as this")
     ] = "torchscript",
     source: Annotated[Source, typer.Option("--from", help="the best checkpoints, or their refit's folds")] = "search",
+    images: MovedImages = None,
 ) -> None:
     """Choose every task's best checkpoint, or the best few, and assemble the joint TorchScript model."""
     from ovr_ray import joint
@@ -157,24 +158,25 @@ def combine(
     check_output(output)
     refinement = joint.Refinement(top_k, flip_average, calibrate)
     formats = [] if also == "torchscript" else [also]
-    model = verbs.combine(run, read_picks(pick), task, output, refinement, formats, source)
+    model = verbs.combine(run, read_picks(pick), task, output, refinement, formats, source, images)
     telling.print_winners(model.metadata)
-    for file in (model.file, *(model.file.with_suffix(f".{form}") for form in formats)):
-        typer.echo(str(file))
+    telling.print_files(model.file, formats)
 
 
 @app.command()
 def evaluate(
     model: ModelPath,
     labels: Annotated[str | None, typer.Option(help="label file", show_default="the run's own test split")] = None,
-    images: Annotated[str | None, typer.Option(help="folder of its filenames", show_default="its folder")] = None,
+    images: ImagesOfLabels = None,
     output: Annotated[str | None, typer.Option(help="file of the metrics", show_default="beside the model")] = None,
+    task: Tasks = [],  # noqa: B006
+    separator: Annotated[str | None, typer.Option(help="of LABELS' columns", show_default="as in the recipe")] = None,
 ) -> None:
     """Score a joint model on images that no trial has seen."""
     from ovr_ray.commands import verbs
 
     check_output(output)
-    telling.print_metrics(verbs.evaluate(model, labels, images, output))
+    telling.print_metrics(verbs.evaluate(model, labels, images, output, task, separator))
 
 
 @app.command()
@@ -202,7 +204,7 @@ def predict(
     in_parts = is_folder(output)
     if form and not in_parts:
         raise BadInput(Fault(f"--format {form}", "is for a folder of parts", "give --output DIR"))
-    check_output(output)
+    check_output(output, is_table=not in_parts)
     opened = results.SavedModel(model)
     if output and in_parts:
         telling.print_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
@@ -218,11 +220,11 @@ def predict(
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, images: MovedImages = None) -> None:
     """Write report.html, one page of trials, curves and mistakes; also while a search runs."""
     from ovr_ray.commands import verbs
 
-    typer.echo(str(verbs.report(run)))
+    typer.echo(str(verbs.report(run, images)))
 
 
 @app.command()

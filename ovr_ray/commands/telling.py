@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
+    from upath import UPath
 
+    from ovr_ray.choices import ExportFormat
     from ovr_ray.errors import Fault
     from ovr_ray.images import LabelTable
     from ovr_ray.joint import JointMetadata
@@ -86,6 +88,14 @@ def print_winners(metadata: JointMetadata) -> None:
     for steps, images in ((validation, "on validation"), (out_of_fold, "out of fold")):
         if steps:
             Console().print(refinement_table(steps, images))
+
+
+def print_files(model: UPath, formats: Sequence[ExportFormat]) -> None:
+    """Print the paths of a joint model that was written, also in other formats."""
+    from ovr_ray.runs import beside
+
+    for file in (model, *(beside(model, f".{form}") for form in formats)):
+        typer.echo(str(file))
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL.PngImagePlugin import PngInfo
 from upath import UPath
 
 from ovr_ray import checks, cluster, joint, refitting, results, search
@@ -15,7 +16,7 @@ from ovr_ray.commands import starter, submission
 from ovr_ray.images import ImageSet, LabelTable, contact_sheet, read_labels
 from ovr_ray.images import load as load_images
 from ovr_ray.recipe import Recipe, load
-from ovr_ray.runs import RunFolder
+from ovr_ray.runs import SOFTWARE, RunFolder, refuse_foreign
 
 Runnable = Recipe | str | Path
 """A recipe, or the path of one."""
@@ -80,7 +81,10 @@ def prepare(recipe: Runnable) -> ImageSet:
 def preview(recipe: Runnable, output: str | Path = "preview.png") -> None:
     """Write a contact sheet as PNG: samples of every combination of labels, as stored and as augmented."""
     recipe = _recipe(recipe).resolved()
-    contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output)
+    refuse_foreign({UPath(output): "picture"})
+    software = PngInfo()
+    software.add_text("Software", SOFTWARE)
+    contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output, pnginfo=software)
 
 
 def tune(recipe: Runnable, tasks: Collection[str] = (), warm_start: Collection[str | Path] = ()) -> RunFolder:
@@ -113,12 +117,13 @@ def refit(
     workers: int = 1,
     tasks: Collection[str] = (),
     image_size: int | None = None,
+    images: str | None = None,
 ) -> RunFolder:
     """Train the winners again as folds over train and validation, or resume that.
 
     Parameters and errors are those of :func:`ovr_ray.refitting.refit`.
     """
-    return refitting.refit(_run(run), folds, workers, tasks, image_size)
+    return refitting.refit(_run(run), folds, workers, tasks, image_size, images=images)
 
 
 def combine(
@@ -129,22 +134,28 @@ def combine(
     refinement: joint.Refinement = joint.PLAIN,
     formats: Collection[ExportFormat] = (),
     source: Source = "search",
+    images: str | None = None,
 ) -> results.SavedModel:
     """Choose the winners, or take their refit, and write the joint model.
 
     Parameters and errors are those of :func:`ovr_ray.joint.combine`.
     """
-    return results.SavedModel(str(joint.combine(_run(run), picks, tasks, output, refinement, formats, source)))
+    return results.SavedModel(str(joint.combine(_run(run), picks, tasks, output, refinement, formats, source, images)))
 
 
 def evaluate(
-    model: Scorable, labels: str | None = None, images: str | None = None, output: str | None = None
+    model: Scorable,
+    labels: str | None = None,
+    images: str | None = None,
+    output: str | None = None,
+    tasks: Collection[str] = (),
+    separator: str | None = None,
 ) -> dict[str, Any]:
     """Score a joint model on images that no trial has seen, and write ``metrics.json``.
 
     Parameters, the returned metrics and errors are those of :func:`ovr_ray.results.evaluate`.
     """
-    return results.evaluate(_model(model), labels, images, output)
+    return results.evaluate(_model(model), labels, images, output, tasks, separator)
 
 
 def predict(model: Scorable, paths: Sequence[str], images: str | None = None) -> pd.DataFrame:
@@ -189,11 +200,14 @@ def predict_parts(
     return results.predict_parts(model, found, output, form, part_size)
 
 
-def report(run: RunFolder | str | Path) -> UPath:
-    """Write ``report.html`` into a run folder, also while a search runs; return its path."""
+def report(run: RunFolder | str | Path, images: str | None = None) -> UPath:
+    """Write ``report.html`` into a run folder, also while a search runs; return its path.
+
+    ``images`` is the folder in which the run's images are now, if it is not where the recipe says.
+    """
     from ovr_ray import reporting  # plotly is needed by this verb only
 
-    return reporting.report(_run(run))
+    return reporting.report(_run(run), images)
 
 
 def run(recipe: Runnable, tasks: Collection[str] = (), warm_start: Collection[str | Path] = ()) -> dict[str, Any]:

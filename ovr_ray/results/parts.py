@@ -90,11 +90,11 @@ def predict_parts(
     """
     folder = UPath(output).absolute()
     refresh(folder)
-    versions = _stamps(images["path"])
+    known = versions(images["path"])
     parts = []
     for number, start in enumerate(range(0, len(images), part_size)):
         portion = images.iloc[start : start + part_size]
-        digest = _digest(versions.get(path, "") for path in portion["path"])
+        digest = _digest(known.get(path, "") for path in portion["path"])
         parts.append(_Part(folder / f"part-{number:05d}.{form}", portion, digest))
     names = _digest(images[["filename", "path"]].itertuples(index=False))
     made_of = {"model": model.digest[:16], "images": len(images), "names": names, "part_size": part_size}
@@ -170,8 +170,8 @@ def _digest(items: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stamps(paths: pd.Series) -> dict[str, str]:
-    """Return the sizes and times of images by path; of a web server there are none."""
+def versions(paths: pd.Series) -> dict[str, str]:
+    """Return sizes and times (see :func:`ovr_ray.images.stamps`) by path; those of web servers are not known."""
     found: dict[str, str] = {}
     for _, group in groupby(sorted(paths), key=lambda path: path.split("/")[:3]):  # disk or bucket
         members = list(group)
@@ -193,10 +193,10 @@ def _begin(folder: UPath, parts: list[_Part], now: _Fingerprint) -> list[_Part]:
         unknown = f"holds parts that nobody knows the origin of (no {FINGERPRINT})"
         raise BadInput(Fault(f"--output {folder}", unknown if there else "is a file", "give another folder"))
     made = now.parts if before is None else _compared(folder, before, now)
-    versions = {part.file: version for part, version in zip(parts, made, strict=True)}
+    was = {part.file: version for part, version in zip(parts, made, strict=True)}
 
     def is_kept(part: _Part) -> bool:
-        return part.file.name in there and versions[part.file] == part.digest and part.is_whole()
+        return part.file.name in there and was[part.file] == part.digest and part.is_whole()
 
     lacking = [part for part, kept in zip(parts, side_by_side(is_kept, parts), strict=True) if not kept]
     for part in lacking:

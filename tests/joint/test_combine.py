@@ -95,9 +95,54 @@ def test_an_incomplete_checkpoint_never_wins(run: RunFolder) -> None:
 def test_without_its_validation_images_a_run_is_not_combined(run: RunFolder, cells: Path, tmp_path: Path) -> None:
     recipe, before = run.path / "recipe.yaml", run.joint_model.read_bytes()
     recipe.write_text(recipe.read_text().replace(f"images: {cells}", f"images: {tmp_path}"))
+    with pytest.raises(BadInput, match=f"{tmp_path}: holds none of the run's 80 images[\\s\\S]*--images DIR"):
+        ovr_ray.combine(run)
+    (tmp_path / "images").mkdir()
+    for name in run.split().filename:
+        (tmp_path / name).write_text("no image")
     with pytest.raises(BadInput, match=f"{tmp_path}: none of the run's validation images can be read"):
         ovr_ray.combine(run)
     assert run.joint_model.read_bytes() == before
+
+
+def test_images_that_were_moved_are_named_and_the_recipe_of_the_run_stays(
+    run: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(cells, moved)
+    recipe = run.path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(cells), "/gone"))
+    before = recipe.read_text()
+    model = ovr_ray.combine(run, refinement=Refinement(flip_average=True), images=str(moved))
+    assert recipe.read_text() == before
+    assert model.recipe().data.images == str(moved)
+    assert ovr_ray.evaluate(run)["images"] == 16
+
+
+def test_a_model_of_another_name_replaces_no_other_file(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "winners.json").write_text("precious")
+    before = run.winners()
+    ovr_ray.combine(run, tasks=["crack"], output=str(tmp_path / "x.pt"))
+    ovr_ray.combine(run, output=str(tmp_path / "x.pt"))  # its own files are replaced
+    assert (tmp_path / "winners.json").read_text() == "precious"
+    assert list(json.loads((tmp_path / "x.winners.json").read_text())) == ["crack", "inactive"]
+    assert run.winners() == before
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.winners.json", "x.onnx"])
+def test_a_file_of_somebody_else_is_kept(name: str, run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(BadInput, match=f"{name}: is there already"):
+        ovr_ray.combine(run, output=str(tmp_path / "x.pt"), formats=["onnx"])
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {name}
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.ONNX"])
+def test_an_output_with_the_suffix_of_another_format_is_refused(name: str, run: RunFolder, tmp_path: Path) -> None:
+    form = name.partition(".")[2].lower()
+    with pytest.raises(BadInput, match=f"-> --output model.pt --format {form} writes model.pt and model.{form}"):
+        ovr_ray.combine(run, output=str(tmp_path / name))
 
 
 def best_f1(run: RunFolder, task: str) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import nn
 from upath import UPath
 
@@ -134,6 +135,9 @@ def test_onnx_takes_a_batch_of_any_size_and_has_the_metadata(refined: JointModel
         (answer,) = session.run(["probabilities"], {"images": batch.numpy()})
         with torch.inference_mode():
             assert np.allclose(answer, refined(batch).numpy(), atol=1e-4)
+    for other in (random_images(size=(64, 64)).float() / 255, random_images(size=(64, 64)).long()):
+        with pytest.raises(InvalidArgument, match=r"Unexpected input data type[\s\S]*expected: \(tensor\(uint8\)\)"):
+            session.run(["probabilities"], {"images": other.numpy()})
     written = session.get_modelmeta().custom_metadata_map[METADATA]
     assert JointMetadata.from_json(written) == metadata
     assert json.loads(written)["thresholds"] == [0.3, 0.5]
@@ -148,6 +152,9 @@ def test_torch_export_takes_a_batch_of_any_size_and_has_the_metadata(refined: Jo
     for count in (1, 2, 7):
         batch = random_images(size=(64, 64), count=count)
         assert torch.allclose(joint(batch), refined(batch), atol=1e-4)
+    for other in (random_images(size=(64, 64)).float() / 255, random_images(size=(64, 64)).long()):
+        with pytest.raises(RuntimeError, match="dtype mismatch! Expected: Byte"):
+            joint(other)
     assert JointMetadata.from_json(extra[METADATA]) == metadata
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -52,3 +54,41 @@ def test_what_is_no_batch_of_gray_or_colour_images_is_refused(shape: tuple[int, 
     joint = JointModel(["a"], members[:1], [0.5]).eval()
     with pytest.raises(ValueError, match="images must be N x 1 x H x W or N x 3 x H x W"):
         joint(torch.zeros(shape, dtype=torch.uint8))
+
+
+FLOATS = torch.linspace(0, 1, 3 * 50 * 70).reshape(3, 1, 50, 70)
+REFUSED = {
+    "integers": (FLOATS * 255).long(),
+    "int8": (FLOATS * 100).to(torch.int8),
+    "booleans": FLOATS > 0.5,
+    "complex numbers": FLOATS.to(torch.complex64),
+    "0 to 255": FLOATS * 255,
+    "standardized": FLOATS * 2 - 1,
+    "a little above": FLOATS + 0.01,
+    "infinite": FLOATS / 0,
+    "not a number": torch.where(FLOATS == 0, torch.nan, FLOATS),
+}
+
+
+@pytest.fixture(scope="module", params=["Python", "TorchScript"])
+def joint(request: pytest.FixtureRequest) -> Callable[[torch.Tensor], torch.Tensor]:
+    model = JointModel(["a"], [random_sub_model(BACKBONE, 64)], [0.5]).eval()
+    return model if request.param == "Python" else torch.jit.freeze(torch.jit.script(model))
+
+
+@pytest.mark.parametrize("images", REFUSED.values(), ids=REFUSED)
+def test_images_of_another_type_or_range_are_refused(
+    images: torch.Tensor, joint: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    with pytest.raises((ValueError, torch.jit.Error), match=r"images must be uint8, or float in 0\.\.1 without NaN"):
+        joint(images)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_every_precision_are_images_and_the_overshoot_of_a_resize_is_allowed(
+    kind: torch.dtype, joint: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    images = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1).expand(-1, 1, 50, 70)
+    assert torch.equal(joint(images.to(kind)), joint(images))
+    assert torch.equal(joint(images * 1.002 - 0.001), joint(images))

@@ -77,9 +77,11 @@ def test_a_run_without_a_scored_trial_has_no_winner_unless_one_is_picked(run: Ru
 
 
 def test_before_the_first_trial_the_error_says_to_tune_first(run: RunFolder, recipe: Recipe) -> None:
-    with pytest.raises(RunFailed, match="none of its trials has begun; run ovr-ray tune first") as caught:
+    with pytest.raises(BadInput, match="has no trial yet of crack, inactive\n    -> run ovr-ray tune first"):
         choose(run, recipe)
-    assert [line.split("'")[1] for line in str(caught.value).splitlines()] == ["crack", "inactive"]
+    write_trial(run, 0, {1: (0.5, 0.5)})
+    with pytest.raises(RunFailed, match="task 'inactive' came to its end: none of its trials has begun"):
+        choose(run, recipe)
 
 
 def test_a_task_without_a_checkpoint_is_named_with_the_reasons_of_its_trials(run: RunFolder, recipe: Recipe) -> None:
@@ -117,14 +119,33 @@ def test_a_checkpoint_can_be_picked_by_its_epoch_or_its_path(pick: str, run: Run
     assert names(run, recipe, {"crack": pick})[0] == "crack-0001@3"
 
 
-@pytest.mark.parametrize("pick", ["99", "crack-0000@77", "inactive-0000", "/nowhere", "{other_task}"])
+@pytest.mark.parametrize(
+    "pick",
+    [
+        *("99", "crack-0000@77", "inactive-0000", "/nowhere", "{other_task}", "{other_run}"),
+        *("../../x", "@", "a@b", "0@", "0@x", "@1", "☀", "٣", "a\0b", "~", "~nobody/x", "a::b", "s3://bucket/x"),
+        pytest.param("9" * 5000, id="a long number"),
+        pytest.param("x" * 5000, id="a long name"),
+    ],
+)
 def test_a_pick_that_is_no_checkpoint_of_the_task_is_refused(pick: str, run: RunFolder, recipe: Recipe) -> None:
     write_trial(run, 0, {1: (0.9, 0.5)})
     write_trial(run, 0, {1: (0.9, 0.5)}, task="inactive")
-    pick = pick.format(other_task=run.trial("inactive", 0).checkpoint(1))
+    other_run = run.path.with_name("other")
+    shutil.copytree(str(run.path), str(other_run))
+    others = {"other_task": run.trial("inactive", 0).checkpoint(1)}
+    others["other_run"] = RunFolder(other_run).trial("crack", 0).checkpoint(1)
+    pick = pick.format(**others)
     with pytest.raises(BadInput) as caught:
         choose(run, recipe, {"crack": pick})
     assert f"--pick: task 'crack' has no whole checkpoint {pick!r}" in str(caught.value)
+    assert str(caught.value).endswith("there are: crack-0000@1")
+
+
+def test_of_many_checkpoints_a_message_names_the_first(run: RunFolder, recipe: Recipe) -> None:
+    write_trial(run, 0, dict.fromkeys(range(1, 26), (0.9, 0.5)))
+    with pytest.raises(BadInput, match=r"crack-0000@1, .* and 5 more$"):
+        choose(run, recipe, {"crack": "1"})
 
 
 def test_an_incomplete_checkpoint_is_neither_a_winner_nor_the_last_one(run: RunFolder, recipe: Recipe) -> None:

@@ -100,3 +100,103 @@ def test_a_run_of_which_every_image_was_trained_on_cannot_be_scored(finished: Ru
     run.split().assign(part="train").to_csv(run.path / "split.csv", sep=";", index=False)
     with pytest.raises(BadInput, match="no test images, and the model was trained on all others"):
         ovr_ray.evaluate(run)
+
+
+def in_commas(cells: Path, folder: Path, *columns: str) -> str:
+    """Write the first 20 labels, separated by commas, with these columns only; return the path."""
+    table = pd.read_csv(cells / "data.csv", sep=";").head(20)[["filename", *columns]]
+    table.to_csv(folder / "commas.csv", index=False)
+    return str(folder / "commas.csv")
+
+
+def test_labels_with_another_separator_and_of_fewer_tasks_are_scored(
+    finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "m.json")
+    labels = in_commas(cells, tmp_path, "crack")
+    metrics = ovr_ray.evaluate(finished, labels, str(cells), output, ["crack"], ",")
+    assert list(metrics["tasks"]) == list(json.loads(Path(output).read_text())["tasks"]) == ["crack"]
+    assert metrics["average_f1"] == metrics["tasks"]["crack"]["f1"]
+    assert metrics["average_precision"] == metrics["tasks"]["crack"]["average_precision"]
+    every = ovr_ray.evaluate(finished, in_commas(cells, tmp_path, "inactive", "crack"), str(cells), output, (), ",")
+    assert every["tasks"]["crack"] == metrics["tasks"]["crack"]
+    tabs = tmp_path / "tabs.txt"
+    pd.read_csv(labels).to_csv(tabs, sep="\t", index=False)
+    assert ovr_ray.evaluate(finished, str(tabs), str(cells), output, ["crack"], r"\t")["images"] == 20
+
+
+@pytest.mark.parametrize(
+    ("columns", "tasks", "separator", "message"),
+    [
+        (["crack"], [], ",", r"has no column 'inactive'; .*\n    -> score the others: --task crack$"),
+        (["crack"], [], None, r"has no columns that are separated by ';'\n    -> .* --separator ','$"),
+        (["crack"], ["crak"], ",", r"--task 'crak': the model has no such task\n    -> tasks: crack, inactive"),
+        (["crack"], ["crack"], ", ", "--separator ', ': is not one character"),
+    ],
+)
+def test_a_label_file_that_is_unlike_the_runs_is_told_with_the_option_for_it(
+    columns: list[str],
+    tasks: list[str],
+    separator: str | None,
+    message: str,
+    finished: RunFolder,
+    cells: Path,
+    tmp_path: Path,
+) -> None:
+    labels = in_commas(cells, tmp_path, *columns)
+    with pytest.raises(BadInput, match=message):
+        ovr_ray.evaluate(finished, labels, str(cells), str(tmp_path / "m.json"), tasks, separator)
+
+
+def test_a_wrong_separator_is_told_also_where_it_occurs_in_a_row(
+    finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    labels = in_commas(cells, tmp_path, "crack")
+    Path(labels).write_text(Path(labels).read_text() + "a;b;c.png,1\n")
+    with pytest.raises(BadInput, match="for example --separator ','"):
+        ovr_ray.evaluate(finished, labels, str(cells), str(tmp_path / "m.json"))
+
+
+def test_options_for_other_labels_are_refused_without_them(finished: RunFolder) -> None:
+    with pytest.raises(BadInput, match="--task: is for other labels than the run's own\n    -> give --labels CSV"):
+        ovr_ray.evaluate(finished, tasks=["crack"])
+    with pytest.raises(BadInput, match="--separator: is for other labels"):
+        ovr_ray.evaluate(finished, separator=",")
+
+
+def test_files_are_named_after_the_output_and_those_of_somebody_else_are_kept(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "predictions.csv").write_text("precious")
+    ovr_ray.evaluate(finished, output=str(tmp_path / "m.json"))
+    ovr_ray.evaluate(finished, output=str(tmp_path / "m.json"))  # its own files are replaced
+    assert {file.name for file in tmp_path.iterdir()} == {"m.json", "m.predictions.csv", "predictions.csv"}
+    assert (tmp_path / "predictions.csv").read_text() == "precious"
+    with pytest.raises(BadInput, match=r"predictions\.csv: is there already, and is no file of predictions"):
+        ovr_ray.evaluate(finished, output=str(tmp_path / "metrics.json"))
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_model_of_another_name_has_metrics_of_its_name(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    before = (run.path / "metrics.json").read_text()
+    shutil.copy(str(run.joint_model), str(run.path / "x.pt"))
+    assert ovr_ray.evaluate(str(run.path / "x.pt"))["file"] == str(run.path / "x.metrics.json")
+    assert (run.path / "x.predictions.csv").read_text() == (run.path / "predictions.csv").read_text()
+    assert (run.path / "metrics.json").read_text() == before
+
+
+def test_the_test_split_is_scored_where_its_images_are_now(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(cells, moved)
+    gone = tmp_path / "gone"
+    shutil.copytree(cells, gone)
+    recipe = run.path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(cells), str(gone)))
+    ovr_ray.combine(run)
+    before = ovr_ray.evaluate(run)
+    shutil.rmtree(gone)
+    with pytest.raises(BadInput, match=f"{gone}: holds none of the run's [\\s\\S]*--images DIR"):
+        ovr_ray.evaluate(run)
+    assert ovr_ray.evaluate(run, images=str(moved))["tasks"] == before["tasks"]

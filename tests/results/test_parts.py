@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import TableFormat
 from ovr_ray.results import write_table
+from ovr_ray.results.parts import versions
 from ovr_ray.runs import RunFolder
 
 
@@ -108,6 +111,91 @@ def test_a_table_is_written_by_the_suffix_of_its_file(name: str, tmp_path: Path)
     file = tmp_path / name
     read = pd.read_csv(file, sep=";", keep_default_na=False) if name.endswith(".csv") else pd.read_parquet(file)
     pd.testing.assert_frame_equal(read, table)
+
+
+@pytest.fixture
+def some(cells: Path, tmp_path: Path) -> Path:
+    """Return a folder of 6 images that a test may change."""
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for number in range(6):
+        shutil.copy(cells / f"images/cell{number:02d}.png", folder)
+    return folder
+
+
+def by_name(folder: Path) -> dict[str, float]:
+    """Return the probabilities in a folder of Parquet parts by the names of their images."""
+    table = concatenated(folder)
+    return dict(zip(table.filename.map(lambda name: Path(name).name), table.crack_probability, strict=True))
+
+
+def test_a_part_whose_images_changed_is_made_again(finished: RunFolder, some: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
+    before, times = by_name(out), [file.stat().st_mtime_ns for file in done.files]
+    shutil.copy(some / "cell00.png", some / "cell03.png")
+    again = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
+    assert (again.images, again.already) == (2, 4)
+    assert by_name(out) == pytest.approx(before | {"cell03.png": before["cell00.png"]}, abs=1e-6)
+    assert [file.stat().st_mtime_ns == time for file, time in zip(done.files, times, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+    (some / "cell05.png").unlink()
+    (some / "cell05.png").write_text("no longer an image")
+    broken = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
+    assert (broken.images, broken.unreadable, broken.already) == (2, 1, 4)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_damaged_parts_are_made_again(form: TableFormat, finished: RunFolder, some: Path, tmp_path: Path) -> None:
+    done = ovr_ray.predict_parts(finished, [str(some)], str(tmp_path / "out"), None, form, 1)
+    before = [file.read_bytes() for file in done.files]
+    half = len(before[2]) // 2
+    damaged = [b"", before[1][:-20], before[2][:half], before[3].replace(b"cell03", b"cell09"), bytes(1000)]
+    for file, content in zip(done.files, damaged, strict=False):
+        file.write_bytes(content)
+    again = ovr_ray.predict_parts(finished, [str(some)], str(tmp_path / "out"), None, form, 1)
+    assert (again.images, again.already) == (5, 1)
+    assert [file.read_bytes() for file in done.files] == before
+
+
+def test_versions_of_images_on_a_disk_and_in_a_bucket_change_with_their_content(some: Path, bucket: str) -> None:
+    inside = [f"{bucket}/images/a#b.png", f"{bucket}/images/deep/c.png"]
+    for name, source in zip(inside, ("cell00.png", "cell01.png"), strict=True):
+        UPath(name).write_bytes((some / source).read_bytes())
+    paths = pd.Series(
+        [*inside, *map(str, some.iterdir()), f"{bucket}/gone.png", "/gone.png", "https://host.invalid/a.png"]
+    )
+    before = versions(paths)
+    assert set(before) == {*inside, *map(str, some.iterdir())}
+    UPath(inside[0]).write_bytes((some / "cell02.png").read_bytes())
+    shutil.copy(some / "cell02.png", some / "cell03.png")
+    after = versions(paths)
+    assert {path for path in after if after[path] != before[path]} == {inside[0], str(some / "cell03.png")}
+
+
+def test_a_folder_of_an_older_version_resumes(finished: RunFolder, some: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
+    file = out / "_predictions.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in written.items() if name != "parts"}))
+    done.files[2].unlink()
+    again = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
+    assert (again.images, again.already) == (2, 4)
+    assert json.loads(file.read_text()) == written
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '{"model": "precious"}'])
+def test_a_fingerprint_that_is_damaged_or_of_another_program_is_refused(
+    text: str, finished: RunFolder, some: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "_predictions.json").write_text(text)
+    with pytest.raises(BadInput, match=r"its _predictions\.json is damaged, or another program's"):
+        ovr_ray.predict_parts(finished, [str(some)], str(tmp_path))
+    assert (tmp_path / "_predictions.json").read_text() == text
 
 
 IN_PARTS_OF_TWO = """
