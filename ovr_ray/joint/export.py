@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -72,7 +73,9 @@ def write_torchscript(model: JointModel, file: UPath, metadata: JointMetadata, i
         torch.jit.save(scripted, buffer, _extra_files={METADATA: metadata.to_json()})
     content = buffer.getvalue()
     loaded, _ = load_torchscript(content)
-    batches = [batch for image in images for batch in (image[None], image[None].float() / 255)]
+    alike = groupby(sorted(images, key=lambda image: image.shape), key=lambda image: image.shape)
+    stacked = [torch.stack(list(same)) for _, same in alike]
+    batches = [batch for stack in stacked for batch in (stack, stack[:1].float() / 255)]
     return _write_proven(content, file, loaded, model, batches)
 
 

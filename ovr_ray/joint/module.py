@@ -35,19 +35,18 @@ class Ensemble(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 (N), of images that :class:`~ovr_ray.model.SubModel` takes."""
-        images = prepared(images, self.channels, self.stored_size)
+        seen = views(prepared(images, self.channels, self.stored_size), self.flip_average)
         logits: list[torch.Tensor] = []
-        for view in views(images, self.flip_average):
-            for member in self.members:
-                logits.append(member(view))  # noqa: PERF401  TorchScript has no such comprehension
-        return self.scale * torch.stack(logits).mean(0) + self.shift
+        for member in self.members:  # each sees all views in one pass: an exported graph has every network once
+            logits.append(member(seen))  # noqa: PERF401  TorchScript has no such comprehension
+        return self.scale * torch.stack(logits).mean(0).view(-1, images.size(0)).mean(0) + self.shift
 
 
-def views(images: torch.Tensor, flipped: bool) -> list[torch.Tensor]:
-    """Return the images as they are and, if ``flipped``, their three flips."""
+def views(images: torch.Tensor, flipped: bool) -> torch.Tensor:
+    """Return the N images as they are and, if ``flipped``, three times N flipped ones below them."""
     if not flipped:
-        return [images]
-    return [images, images.flip(3), images.flip(2), images.flip(2, 3)]
+        return images
+    return torch.cat([images, images.flip(3), images.flip(2), images.flip(2, 3)])
 
 
 class JointModel(nn.Module):

@@ -178,9 +178,11 @@ def _fitted(
 @torch.inference_mode()
 def _logits(members: Sequence[SubModel], images: torch.Tensor, flipped: bool) -> np.ndarray:
     """Return the logits, float64 (members, views, N)."""
-    seen = views(images, flipped)
-    rows = [[torch.cat([member(batch) for batch in view.split(BATCH)]) for view in seen] for member in members]
-    return torch.stack([torch.stack(row) for row in rows]).double().numpy()
+    logits = []
+    for batch in images.split(BATCH):
+        seen = views(batch, flipped)
+        logits.append(torch.stack([member(seen).view(-1, len(batch)) for member in members]))
+    return torch.cat(logits, 2).double().numpy()
 
 
 def _calibration(logit: np.ndarray, truth: np.ndarray, method: Calibration) -> tuple[float, float]:

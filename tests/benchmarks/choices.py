@@ -88,8 +88,9 @@ def train(folder: Path, name: str, task: str) -> None:
     def logits_of(network: torch.nn.Module, flipped: bool = False) -> np.ndarray:
         with torch.inference_mode():
             network.eval()
-            each = [torch.cat([network(b) for b in view.split(BATCH)]) for view in views(pixels[unseen], flipped)]
-            return torch.stack(each).mean(0).numpy()
+            batches = pixels[unseen].split(BATCH)
+            each = [network(views(batch, flipped)).view(-1, len(batch)).mean(0) for batch in batches]
+            return torch.cat(each).numpy()
 
     began, few = time.monotonic(), unseen[:BATCH]  # the trainer's own validation is not used
     averaged, raw = [], []
