@@ -147,9 +147,9 @@ def parity(joint: Joint, sub_models: Sequence[SubModel | Ensemble], batches: Seq
 
 
 def load_torchscript(
-    content: bytes, device: torch.device | str = "cpu"
+    content: bytes, device: torch.device | str = "cpu", file: str = "the model's file"
 ) -> tuple[torch.jit.ScriptModule, JointMetadata]:
-    """Return the joint model of a file's content, and its metadata.
+    """Return the joint model of a file's content, and its metadata; ``file`` names it in an error.
 
     Only load files that you trust: TorchScript runs no Python, but it can call operators that write files.
 
@@ -165,7 +165,7 @@ def load_torchscript(
         return model, JointMetadata.from_json(extra[METADATA])
     except (RuntimeError, ValueError) as error:
         problem = f"is not a joint model: {str(error).splitlines()[0]}"
-        raise BadInput(Fault("the model's file", problem, "ovr-ray combine writes one")) from None
+        raise BadInput(Fault(file, problem, "ovr-ray combine writes one")) from None
 
 
 @contextmanager

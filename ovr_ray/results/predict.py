@@ -63,7 +63,7 @@ class SavedModel:
             raise BadInput(Fault(path, "no such model", "give a joint.pt, or a run folder that has one"))
         content = self.file.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
-        _, self.metadata = load_torchscript(content)
+        _, self.metadata = load_torchscript(content, file=str(self.file))
         self.run = RunFolder.around(self.file)
 
     def recipe(self) -> Recipe:

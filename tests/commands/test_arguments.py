@@ -15,8 +15,9 @@ def test_picks_are_read_by_task() -> None:
 
 def test_all_malformed_picks_are_named_at_once() -> None:
     with pytest.raises(BadInput) as caught:
-        read_picks(["crack", "inactive=", "tape=1"])
-    assert [fault.where for fault in caught.value.faults] == ["--pick crack", "--pick inactive="]
+        read_picks(["crack", "inactive=", "=3", "", "tape=1", "line=1", "line=2"])
+    wrong = ["crack", "inactive=", "=3", "", "line=1", "line=2"]
+    assert [fault.where for fault in caught.value.faults] == [f"--pick {pick!r}" for pick in wrong]
 
 
 def test_predictions_go_into_a_folder_unless_the_output_is_a_table(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from ovr_ray.commands.cli import main
 from ovr_ray.errors import Interrupted, RunFailed
@@ -112,7 +113,9 @@ def test_check_and_prepare_note_images_that_occur_twice_or_end_with_2(recipe: Pa
         (["combine", "nowhere", "--format", "torchscript"], "is not a run folder"),
         (["combine", "nowhere", "--format", "tflite"], "'tflite' is not one of"),
         (["combine", "nowhere", "--top-k", "0"], "--top-k"),
-        (["combine", "nowhere", "--pick", "crack"], "--pick crack: is not of the form TASK=TRIAL[@EPOCH]"),
+        (["combine", "nowhere", "--pick", "crack"], "--pick 'crack': is not of the form TASK=TRIAL[@EPOCH]"),
+        (["combine", "nowhere", "--pick", "=x"], "--pick '=x': is not of the form TASK=TRIAL[@EPOCH]"),
+        (["combine", "nowhere", "--pick", "crack=1", "--pick", "crack=2"], "is one of 2 for task 'crack'"),
         (["combine", "nowhere", "--output", "no/joint.pt"], "its folder does not exist"),
         (["evaluate", "nowhere"], "no such model"),
         (["predict", "nowhere", "x.png"], "no such model"),
@@ -121,6 +124,7 @@ def test_check_and_prepare_note_images_that_occur_twice_or_end_with_2(recipe: Pa
         (["predict", "nowhere", "x.png", "--format", "csv"], "is for a folder of parts"),
         (["predict", "nowhere", "x.png", "--format", "csv", "--output", "x.csv"], "is for a folder of parts"),
         (["preview", "nowhere.yaml", "--output", "sheet.jpg"], "sheet.jpg: is not a .png"),
+        (["refit", "nowhere"], "is not a run folder"),
         (["tune"], "Missing argument"),
         (["tunee"], "No such command"),
     ],
@@ -252,6 +256,136 @@ def test_predict_writes_a_folder_of_parts_and_resumes(finished: RunFolder, cells
     for message in ("80 images, in 1 parts", "0 images, 80 more were there, in 1 parts"):
         assert message in run_cli(*command).stderr
     assert len((tmp_path / "out/part-00000.csv").read_text().splitlines()) == 81
+
+
+PRECIOUS = "not of this program"
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_predict_replaces_its_own_tables_alone(name: str, finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    command = ["predict", finished.path, cells / "images/cell01.png", "--output", tmp_path / name]
+    (tmp_path / name).write_text(PRECIOUS)
+    ended = run_cli(*command)
+    assert (ended.exit_code, (tmp_path / name).read_text()) == (2, PRECIOUS)
+    assert f"{name}: is there already, and is no file of predictions that ovr-ray wrote" in ended.stderr
+    (tmp_path / name).unlink()
+    assert [run_cli(*command).exit_code for _ in range(2)] == [0, 0]
+
+
+def test_preview_replaces_its_own_sheets_alone(recipe: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    Image.new("L", (8, 8)).save(sheet)
+    before = sheet.read_bytes()
+    ended = run_cli("preview", recipe, "--output", sheet)
+    assert (ended.exit_code, sheet.read_bytes()) == (2, before)
+    assert "sheet.png: is there already, and is no file of picture" in ended.stderr
+    sheet.unlink()
+    assert [run_cli("preview", recipe, "--output", sheet).exit_code for _ in range(2)] == [0, 0]
+
+
+def test_report_replaces_its_own_pages_alone(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    run.report.write_text(PRECIOUS)
+    ended = run_cli("report", run.path)
+    assert (ended.exit_code, run.report.read_text()) == (2, PRECIOUS)
+
+
+@pytest.mark.parametrize("verb", ["tune", "run"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "report.html"])
+def test_a_search_leaves_the_folder_of_somebody_else_as_it_is(
+    verb: str, name: str, recipe: Path, ray_session: None
+) -> None:
+    folder = recipe.parent / "runs/tiny"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(PRECIOUS)
+    ended = run_cli(verb, recipe)
+    assert ended.exit_code == 2, ended.stderr
+    assert f"{folder}" in ended.stderr
+    assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, PRECIOUS)]
+
+
+@pytest.mark.parametrize("verb", ["status", "combine", "report", "evaluate", "refit"])
+def test_what_is_no_run_or_a_damaged_one_is_told(verb: str, finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    made = (run.path / "recipe.yaml").read_text()
+    file, empty, foreign = tmp_path / "file", tmp_path / "empty", tmp_path / "foreign"
+    for folder in (empty, foreign):
+        folder.mkdir()
+    for path, text in ((file, PRECIOUS), (foreign / "recipe.yaml", "name: flour\n")):
+        path.write_text(text)
+    (run.path / "joint.pt").unlink()
+    for where, text in [(file, made), (empty, made), (foreign, made), (run.path, made[:200]), (run.path, f"[{made}")]:
+        (run.path / "recipe.yaml").write_text(text)
+        ended = run_cli(verb, where)
+        assert ended.exit_code == 2, ended.stderr
+        assert str(where) in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"), [("status", 0), ("report", 0), ("combine", 2), ("evaluate", 2), ("refit", 2)]
+)
+def test_a_run_without_trials_is_told(verb: str, code: int, finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    shutil.rmtree(run.path / "trials")
+    for file in (run.joint_model, run.path / "winners.json"):
+        file.unlink()
+    ended = run_cli(verb, run.path)
+    assert ended.exit_code == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    if code == 2:
+        assert str(run.path) in ended.stderr
+
+
+def test_images_that_were_moved_are_given_to_the_verbs_that_need_them(
+    finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    run = copy_run(finished, tmp_path)
+    shutil.copytree(cells, tmp_path / "moved")
+    recipe, page = run.path / "recipe.yaml", run.report
+    recipe.write_text(recipe.read_text().replace(str(cells), "/gone"))
+    before = recipe.read_text()
+    for verb in ("combine", "refit"):
+        ended = run_cli(verb, run.path)
+        assert ended.exit_code == 2
+        assert "/gone: holds none of the run's 80 images" in ended.stderr
+        assert "--images DIR" in ended.stderr
+    assert "No picture is shown: /gone holds none of the images" in run_cli("report", run.path).stderr
+    assert "No picture is shown" in page.read_text()
+    for verb in ("combine", "evaluate", "report"):
+        done = run_cli(verb, run.path, "--images", tmp_path / "moved")
+        assert (done.exit_code, done.stderr) == (0, "")
+    assert "data:image/jpeg" in page.read_text()
+    assert recipe.read_text() == before
+    ended = run_cli("report", run.path, "--images", tmp_path / "nowhere")
+    assert ended.exit_code == 2
+    assert "nowhere: holds none of the run's" in ended.stderr
+
+
+def test_combine_prints_the_files_of_a_model_by_its_name(finished: RunFolder, tmp_path: Path) -> None:
+    done = run_cli("combine", finished.path, "--output", tmp_path / "v1.2")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "v1.2")
+    assert {file.name for file in tmp_path.iterdir()} == {"v1.2", "v1.2.winners.json"}
+
+
+def test_evaluate_takes_a_comma_file_of_one_task(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    pd.read_csv(cells / "data.csv", sep=";").head(10)[["filename", "crack"]].to_csv(labels, index=False)
+    command = ["evaluate", finished.path, "--labels", labels, "--images", cells, "--output", tmp_path / "m.json"]
+    assert "--separator ','" in run_cli(*command).stderr
+    assert "--task crack" in run_cli(*command, "--separator", ",").stderr
+    done = run_cli(*command, "--separator", ",", "--task", "crack")
+    assert (done.exit_code, "inactive" in done.stdout) == (0, False)
+
+
+def test_predict_tells_how_many_entries_of_a_folder_are_passed_over(
+    finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    shutil.copy(cells / "images/cell01.png", tmp_path / "~a::b#c?.png")
+    (tmp_path / "._a.png").write_text("of a Mac")
+    done = run_cli("predict", finished.path, tmp_path)
+    assert done.stderr.startswith("passed over in folders: 1 entries")
+    assert done.stdout.splitlines()[1].startswith(f"{tmp_path}/~a::b#c?.png;0.")
 
 
 def test_report_prints_the_file(finished: RunFolder, tmp_path: Path) -> None:

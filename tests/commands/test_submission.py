@@ -48,6 +48,14 @@ def test_an_address_where_nothing_listens_is_refused(cells: Path, tmp_path: Path
         ovr_ray.submit(tmp_path / "recipe.yaml", address)
 
 
+def test_a_file_of_somebody_else_where_the_model_would_be_fetched_to_is_told_first(cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(cells, tmp_path)))
+    (tmp_path / "home/tiny").mkdir(parents=True)
+    (tmp_path / "home/tiny/joint.pt").write_text("precious")
+    with pytest.raises(BadInput, match=r"home/tiny/joint\.pt: is there already"):
+        ovr_ray.submit(tmp_path / "recipe.yaml", "http://127.0.0.1:9", home=tmp_path / "home")
+
+
 def test_the_jobs_are_sent_the_package_and_the_recipe_with_absolute_paths(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
