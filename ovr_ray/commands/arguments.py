@@ -68,14 +68,19 @@ def check_output(output: str | Path | None, is_table: bool = False) -> None:
     A table of predictions must not replace a file that this program did not write, either; other files are checked by
     those that write them.
     """
-    if output is not None and is_table:
+    if output is None:
+        return
+    if "://" not in str(output):
+        _check_folder(output)
+    if is_table:
         from upath import UPath
 
         from ovr_ray.runs import refuse_foreign
 
         refuse_foreign({UPath(output): "predictions"})
-    if output is None or "://" in str(output):
-        return
+
+
+def _check_folder(output: str | Path) -> None:
     if not Path(output).absolute().parent.is_dir():
         raise BadInput(Fault(f"--output {output}", "its folder does not exist"))
     if Path(output).is_absolute():

@@ -9,7 +9,7 @@ from enum import StrEnum
 import pandas as pd
 
 from ovr_ray.recipe import Split
-from ovr_ray.runs import Metrics, RunFolder, TaskScore, metrics_beside, predictions_beside
+from ovr_ray.runs import Metrics, RunFolder, TaskScore, damage_told, metrics_beside, predictions_beside
 from ovr_ray.storage import read_if_there
 
 
@@ -59,7 +59,8 @@ def read_evaluation(run: RunFolder) -> Evaluation | NotEvaluated:
     text = read_if_there(metrics_beside(model))
     if text is None or not predictions.exists():
         return NotEvaluated.NO_METRICS
-    metrics = Metrics.from_json(text)
+    with damage_told(metrics_beside(model)):
+        metrics = Metrics.from_json(text)
     if metrics.split == "all":
         return NotEvaluated.OTHER_LABELS
     if metrics.model_digest != hashlib.sha256(model.read_bytes()).hexdigest():

@@ -28,6 +28,7 @@ from ovr_ray.runs.records import (
     TrialRecord,
     WholeConfig,
     WinnerRecord,
+    damage_told,
 )
 from ovr_ray.runs.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
 
@@ -56,6 +57,7 @@ __all__ = [
     "WholeConfig",
     "WinnerRecord",
     "beside",
+    "damage_told",
     "joint_model_in",
     "metrics_beside",
     "predictions_beside",

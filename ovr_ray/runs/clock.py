@@ -13,7 +13,7 @@ from typing import Final
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.runs.records import Heartbeat
+from ovr_ray.runs.records import Heartbeat, damage_told
 from ovr_ray.storage import read_if_there, refresh, storage_errors, write_whole
 
 SAVE_EVERY: Final = 5.0
@@ -88,8 +88,9 @@ class Clock:
 
     def _read(self) -> Heartbeat:
         refresh(self._file)
-        text = read_if_there(self._file)
-        return Heartbeat() if text is None else Heartbeat.from_json(text)
+        with damage_told(self._file):
+            text = read_if_there(self._file)
+            return Heartbeat() if text is None else Heartbeat.from_json(text)
 
     def _write(self, now: float) -> None:
         seconds, host = round(self.seconds, 1), socket.gethostname()

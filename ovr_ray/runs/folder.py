@@ -28,7 +28,7 @@ from ovr_ray.runs.outputs import (
     refuse_foreign,
     winners_beside,
 )
-from ovr_ray.runs.records import WINNERS, MadeWith, WinnerRecord
+from ovr_ray.runs.records import WINNERS, MadeWith, WinnerRecord, damage_told
 from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
 from ovr_ray.storage import listed, read_if_there, read_whole, refresh, side_by_side, write_whole
 
@@ -188,12 +188,9 @@ class RunFolder:
             If the file is damaged.
         """
         file = self.path / _RECIPE
-        try:
+        with damage_told(file):
             plain = yaml.safe_load(read_whole(file))
             made_with = MadeWith.model_validate(plain.pop(_MADE_WITH, {}))
-        except (yaml.YAMLError, ValueError) as error:
-            problem = f"is damaged: {' '.join(str(error).split())}"
-            raise BadInput(Fault(str(file), problem, "bring back the file that ovr-ray tune wrote")) from None
         recipe = parse(plain, str(file))
         return recipe if images is None else with_images(recipe, images), made_with
 
@@ -203,8 +200,10 @@ class RunFolder:
 
     def winners(self) -> dict[str, WinnerRecord]:
         """Read ``winners.json``, task -> winner; empty before the first ``combine``."""
-        text = read_if_there(winners_beside(self.joint_model))
-        return {} if text is None else WINNERS.validate_json(text)
+        file = winners_beside(self.joint_model)
+        with damage_told(file):
+            text = read_if_there(file)
+            return {} if text is None else WINNERS.validate_json(text)
 
     def begin(self, recipe: Recipe, data_fingerprint: str, split: pd.DataFrame) -> None:
         """Create the folder, or resume in it if the recipe and the data are the same in all that matters.

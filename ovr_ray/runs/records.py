@@ -6,12 +6,27 @@ versions can be read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+from upath import UPath
 
+from ovr_ray.errors import BadInput, Fault
 from ovr_ray.recipe import Config, Source
+
+
+@contextmanager
+def damage_told(file: UPath) -> Iterator[None]:
+    """Raise :class:`BadInput` if what is read from a file within this block is no valid JSON, YAML or record."""
+    try:
+        yield
+    except (yaml.YAMLError, ValueError) as error:
+        problem = f"is damaged, or not of this program: {' '.join(str(error).split())}"
+        raise BadInput(Fault(str(file), problem, "bring back a copy of it")) from None
 
 
 class Record(BaseModel):

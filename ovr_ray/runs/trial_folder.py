@@ -14,7 +14,7 @@ from typing import Any, Final
 import pandas as pd
 from upath import UPath
 
-from ovr_ray.runs.records import RefitRecord, TrialRecord
+from ovr_ray.runs.records import RefitRecord, TrialRecord, damage_told
 from ovr_ray.storage import listed, read_if_there, read_whole, write_whole
 
 RECORD: Final = "trial.json"
@@ -43,7 +43,8 @@ class TrialFolder:
 
     def record(self) -> TrialRecord:
         """Read ``trial.json``."""
-        return TrialRecord.from_json(read_whole(self.path / RECORD).decode())
+        with damage_told(self.path / RECORD):
+            return TrialRecord.from_json(read_whole(self.path / RECORD))
 
     def write_record(self, record: TrialRecord) -> None:
         """Write ``trial.json``, in a folder that need not exist yet."""
@@ -98,8 +99,10 @@ class RefitFolder:
 
     def record(self) -> RefitRecord:
         """Read ``refit.json``; without folds and tasks before the first refit."""
-        text = read_if_there(self.path / "refit.json")
-        return RefitRecord() if text is None else RefitRecord.from_json(text)
+        file = self.path / "refit.json"
+        with damage_told(file):
+            text = read_if_there(file)
+            return RefitRecord() if text is None else RefitRecord.from_json(text)
 
     def write_record(self, record: RefitRecord) -> None:
         """Write ``refit.json``."""

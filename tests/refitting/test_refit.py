@@ -62,6 +62,22 @@ def pixels(run: RunFolder, filenames: pd.Series) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def test_a_refit_finds_images_that_were_moved(run: RunFolder, cells: Path, tmp_path: Path) -> None:
+    recipe = run.path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(cells), "/gone"))
+    shutil.copytree(cells, tmp_path / "moved")
+    before = run.refit.record()
+    with pytest.raises(BadInput, match=r"/gone: holds none of the run's 80 images[\s\S]*--images DIR"):
+        ovr_ray.refit(run, FOLDS, tasks=[TASK])
+    ovr_ray.refit(run, FOLDS, tasks=[TASK], images=str(tmp_path / "moved"))
+    assert run.refit.record() == before
+    fold = run.refit.fold(TASK, 0)
+    (fold.path / "predictions.csv").unlink()
+    (run.refit.path / f"{TASK}.csv").unlink()
+    ovr_ray.refit(run, FOLDS, tasks=[TASK], images=str(tmp_path / "moved"))
+    assert fold.predictions() is not None
+
+
 def test_no_image_is_predicted_by_a_sub_model_that_was_trained_on_it(refitted: RunFolder) -> None:
     table = out_of_fold(refitted)
     for number in range(FOLDS):

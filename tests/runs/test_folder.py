@@ -12,7 +12,7 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.runs import RunFolder, Status, TrialFolder, TrialRecord, metrics_beside, predictions_beside
+from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord, metrics_beside, predictions_beside
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 
@@ -102,8 +102,23 @@ def test_a_recipe_that_no_search_wrote_makes_no_run_folder(begun: RunFolder, tmp
 )
 def test_a_damaged_recipe_is_told(text: str, begun: RunFolder) -> None:
     (begun.path / "recipe.yaml").write_text(text)
-    with pytest.raises(BadInput, match=r"recipe\.yaml: is damaged: .*\n    -> bring back the file"):
+    with pytest.raises(BadInput, match=r"recipe\.yaml: is damaged, .*\n    -> bring back a copy"):
         RunFolder.open(begun.path).read()
+
+
+@pytest.mark.parametrize("text", ["", '{"task": "cra', "[1]", "\x00"])
+def test_damaged_records_are_told_with_their_file(text: str, begun: RunFolder) -> None:
+    begun.refit.path.mkdir()
+    readers: dict[UPath, Callable[[], object]] = {
+        begun.trial("crack", 0).path / "trial.json": begun.trials,
+        begun.path / "winners.json": begun.winners,
+        begun.path / "search.json": lambda: Clock(begun.clock),
+        begun.refit.path / "refit.json": begun.refit.record,
+    }
+    for file, read in readers.items():
+        file.write_text(text)
+        with pytest.raises(BadInput, match=f"{file}: is damaged, or not of this program: "):
+            read()
 
 
 def test_a_recipe_that_was_changed_by_hand_is_told_with_its_field(begun: RunFolder) -> None:
