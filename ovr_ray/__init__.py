@@ -19,9 +19,16 @@ These functions, the recipe, the files of a run folder and the joint model are s
 may change with any version.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ovr_ray._version import __version__
+
+SPIN_COUNT = "1000"
+"""How long OpenMP's threads spin before they sleep; much longer by default. docs/performance.md says what it costs."""
+
+if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, which no import of this package has done yet
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 if TYPE_CHECKING:
     from ovr_ray.commands.verbs import (

@@ -18,6 +18,7 @@ from tests.benchmarks import gpu
 from tests.benchmarks.measure import Row, machine
 
 BENCHMARKS = (
+    "busy",
     "checkpoints",
     "feed",
     "growth",

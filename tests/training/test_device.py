@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import ovr_ray
 from ovr_ray.recipe import Config
 from ovr_ray.training import choose_device, is_out_of_memory, set_up_process
 from ovr_ray.training.device import uses_bf16
@@ -84,3 +86,23 @@ def test_a_process_keeps_its_buffers_until_the_next_trial() -> None:
     kept, left = map(int, printed.split())
     assert kept > 200 << 20
     assert left < 20 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [({}, ovr_ray.SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_of_torch_spin_as_long_as_we_say_unless_the_user_says_something(
+    variables: dict[str, str], count: str
+) -> None:
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", "import ovr_ray.training"]
+    environment = others | variables | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stderr
+    assert f"GOMP_SPINCOUNT = '{count}'" in told
+
+
+def test_a_worker_of_ray_loads_torch_only_with_this_package() -> None:
+    code = "import sys, ray.data, ray.tune, ray._private.workers.default_worker; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
