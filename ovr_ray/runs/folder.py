@@ -123,10 +123,10 @@ class RunFolder:
         refresh(self.path)
         try:
             there = {found.name for found in self.path.iterdir()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a bucket says the latter of a folder that does not exist
+            if self.path.is_file():
+                raise BadInput(Fault(str(self.path), "is a file, and would have to be a folder", RENAME)) from None
             return
-        except NotADirectoryError:
-            raise BadInput(Fault(str(self.path), "is a file, and would have to be a folder", RENAME)) from None
         foreign = sorted(there & _OF_A_SEARCH)
         if foreign and not self.exists():
             problem = f"is not the folder of a run, and holds {', '.join(foreign)} already"

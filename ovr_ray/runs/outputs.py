@@ -22,7 +22,7 @@ PAGE_MARK: Final = b"<dt>data fingerprint</dt>"
 """Element that only our pages have."""
 
 LONGEST_HEADER: Final = 1 << 20
-"""Bytes of a CSV file's first line that are read."""
+"""Bytes of a CSV file that are read for its first line."""
 
 Kind = Literal["model", "winners", "metrics", "predictions", "picture", "report"]
 """What a file holds."""
@@ -130,4 +130,4 @@ def _columns(opened: IO[bytes]) -> list[str]:
     opened.seek(0)
     if is_parquet:
         return pq.read_schema(opened).names
-    return opened.readline(LONGEST_HEADER).decode().rstrip().split(";")
+    return opened.read(LONGEST_HEADER).partition(b"\n")[0].decode().rstrip().split(";")

@@ -100,3 +100,17 @@ def test_everything_that_a_run_wrote_may_be_replaced_but_only_by_its_own_kind(fi
         for other in {*KINDS} - {own}:
             with pytest.raises(BadInput, match=f"is no file of {other}"):
                 refuse_foreign({file: other})
+
+
+def test_in_a_bucket_a_file_of_somebody_else_is_refused_and_ones_own_is_not(finished: RunFolder, bucket: str) -> None:
+    there = RunFolder(UPath(bucket) / "runs/tiny")
+    for own, file in zip(finished.outputs(), there.outputs(), strict=True):
+        file.write_bytes(own.read_bytes())
+    there.refuse_foreign()
+    for file in there.outputs():
+        file.write_bytes(b"precious")
+    with pytest.raises(BadInput) as caught:
+        there.refuse_foreign()
+    assert [fault.where for fault in caught.value.faults] == list(map(str, there.outputs()))
+    refuse_foreign({UPath(bucket) / "new.csv": "predictions"})
+    RunFolder(UPath(bucket) / "runs/new").refuse_foreign()
