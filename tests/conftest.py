@@ -95,6 +95,15 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few images predicted in this process, as where no Ray runs: jobs of Ray Data take seconds."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def finished(cells: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
     """Return a copy of the run folder of a finished search over two tasks, with ``joint.pt`` and ``metrics.json``."""

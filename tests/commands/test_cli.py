@@ -225,6 +225,7 @@ def test_combine_prints_the_winners_and_the_file(finished: RunFolder, tmp_path: 
     assert list(run.winners()) == ["crack"]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_evaluate_prints_the_scores_and_the_file(finished: RunFolder, tmp_path: Path) -> None:
     done = run_cli("evaluate", finished.path, "--output", tmp_path / "metrics.json")
     assert done.exit_code == 0, done.stderr

@@ -77,6 +77,7 @@ def test_a_run_may_be_an_object_or_a_path(finished: RunFolder) -> None:
     assert len(tables[0]) == 2
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_model_may_be_an_object_its_file_or_its_run(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
     saved = SavedModel(str(finished.path))
     output = str(tmp_path / "metrics.json")

@@ -14,6 +14,8 @@ from ovr_ray.model import Confusion
 from ovr_ray.runs import RunFolder
 from tests.support import copy_run
 
+pytestmark = pytest.mark.usefixtures("without_ray")
+
 
 def test_the_test_split_is_scored_as_by_hand(finished: RunFolder, cells: Path) -> None:
     metrics = json.loads((finished.path / "metrics.json").read_text())

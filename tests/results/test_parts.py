@@ -65,6 +65,7 @@ def test_the_parts_together_are_the_one_table_and_only_missing_ones_are_predicte
     assert done.files[2].exists()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_unreadable_images_are_counted(finished: RunFolder, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "names.csv").write_text("filename\nimages/cell00.png\nimages/gone.png\nimages/gone, too.png\n")
     paths = [str(tmp_path / "names.csv")]
@@ -129,6 +130,7 @@ def by_name(folder: Path) -> dict[str, float]:
     return dict(zip(table.filename.map(lambda name: Path(name).name), table.crack_probability, strict=True))
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_part_whose_images_changed_is_made_again(finished: RunFolder, some: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)
@@ -148,6 +150,7 @@ def test_a_part_whose_images_changed_is_made_again(finished: RunFolder, some: Pa
     assert (broken.images, broken.unreadable, broken.already) == (2, 1, 4)
 
 
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("form", ["parquet", "csv"])
 def test_damaged_parts_are_made_again(form: TableFormat, finished: RunFolder, some: Path, tmp_path: Path) -> None:
     done = ovr_ray.predict_parts(finished, [str(some)], str(tmp_path / "out"), None, form, 1)
@@ -176,6 +179,7 @@ def test_versions_of_images_on_a_disk_and_in_a_bucket_change_with_their_content(
     assert {path for path in after if after[path] != before[path]} == {inside[0], str(some / "cell03.png")}
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_folder_of_an_older_version_resumes(finished: RunFolder, some: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = ovr_ray.predict_parts(finished, [str(some)], str(out), part_size=2)

@@ -59,6 +59,7 @@ def test_a_file_that_is_no_joint_model_is_refused(cells: Path) -> None:
         SavedModel(str(cells / "data.csv"))
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_predictions_are_those_of_the_joint_model_on_the_files(finished: RunFolder, cells: Path) -> None:
     table = ovr_ray.predict(finished, [str(cells / "images")])
     assert len(table) == 80
