@@ -12,6 +12,8 @@ from uuid import uuid4
 
 from upath import UPath
 
+from ovr_ray.errors import BadInput, Fault
+
 READERS = 16
 """Files that are read at a time: a bucket answers after tens of milliseconds."""
 
@@ -78,7 +80,7 @@ def _on_disk(root: str) -> Iterator[tuple[str, int]]:
             path = f"{folder}/{name}"
             try:
                 yield path[len(root) + 1 :], os.stat(path).st_size  # noqa: PTH116  a path object takes longer
-            except FileNotFoundError:  # a running trial replaced it
+            except OSError:  # a running trial replaced it, or it is a link to itself
                 continue
 
 
@@ -86,3 +88,15 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Apply ``work``, which waits for storage, to :data:`READERS` items at a time; results are in the items' order."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(work, items))
+
+
+def location(path: str | Path) -> UPath:
+    """Return a path or URI that the user gave; raises :class:`BadInput` if nothing here can open its protocol."""
+    try:
+        found = UPath(path)
+        if not isinstance(found, Path):
+            found.fs  # noqa: B018  imports the package of the protocol
+    except (ImportError, TypeError, ValueError) as error:
+        remedy = "pip install 'ovr-ray[aws]' for s3://, 'ovr-ray[gcp]' for gs://; or give a path"
+        raise BadInput(Fault(str(path), f"cannot be opened: {error}", remedy)) from None
+    return found

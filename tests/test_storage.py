@@ -51,6 +51,13 @@ def test_every_file_below_a_folder_is_listed_with_its_size(folder: UPath) -> Non
     assert listed(folder / "b") == {"c": 2, "d/e": 3}
 
 
+def test_links_that_lead_nowhere_or_to_themselves_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("1")
+    for name, target in {"broken": "gone", "self": "self"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert listed(UPath(tmp_path)) == {"file": 1}
+
+
 def test_an_absent_file_has_no_text(folder: UPath) -> None:
     assert read_if_there(folder / "a") is None
     folder.mkdir(parents=True)

@@ -16,8 +16,8 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import SUFFIXES, read_table
-from ovr_ray.recipe import Recipe
-from ovr_ray.storage import listed
+from ovr_ray.recipe import Recipe, is_uri
+from ovr_ray.storage import listed, location
 
 TABLE: Final = re.compile(r"\.(parquet|[ct]sv(\.(gz|bz2|xz|zip))?)$", re.IGNORECASE)
 """Ends of the names of files that are read as tables of image names."""
@@ -60,7 +60,7 @@ def find_images(paths: Sequence[str], recipe: Recipe, root: str | None = None) -
     found, faults, passed_over = [], [], 0
     for given in paths:
         try:
-            if UPath(given).is_dir():
+            if location(given).is_dir():
                 folder = _searched(given)
                 passed_over += folder.passed_over
                 found.append(located(folder.files))
@@ -84,13 +84,13 @@ def located(names: Sequence[str], root: str = "") -> pd.DataFrame:
 
     A name is below ``root`` unless it begins with ``/`` or is a URI.
     """
-    below = [name if not root or name.startswith("/") or "://" in name else f"{root}/{name}" for name in names]
-    paths = [path if "://" in path else str(Path(path).absolute()) for path in below]
+    below = [name if not root or name.startswith("/") or is_uri(name) else f"{root}/{name}" for name in names]
+    paths = [path if is_uri(path) else str(Path(path).absolute()) for path in below]
     return pd.DataFrame({"filename": list(names), "path": paths}, dtype=object)
 
 
 def _found(given: str, recipe: Recipe, root: str | None) -> pd.DataFrame:
-    path = UPath(given)
+    path = location(given)
     if TABLE.search(given):
         names = _names(given, recipe.data.filename, recipe.data.separator)
         return located(names, str(path.parent) if root is None else root)
@@ -121,7 +121,7 @@ class _Folder:
 
 
 def _searched(given: str) -> _Folder:
-    path = UPath(given)
+    path = location(given)
     folder = _on_disk(path) if isinstance(path, Path) else _in_bucket(path)
     if not folder.files:
         passed_over = f"; {folder.passed_over} hidden or derived entries are passed over" if folder.passed_over else ""
@@ -143,14 +143,18 @@ def _on_disk(root: Path) -> _Folder:
             folder.passed_over += 1
             continue
         for entry in entries:
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
             if _is_derived(entry.name):
                 folder.passed_over += 1
-            elif entry.is_dir():
+            elif is_folder:
                 # real folders first: what lies in one is named by it, not by a link to it
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(entry.path)
                 folder.passed_over += _is_image(entry.name)
             elif _is_image(entry.name):
-                if entry.is_file():
+                if is_file:
                     folder.files.append(str(Path(entry.path)))
                 else:
                     folder.passed_over += 1

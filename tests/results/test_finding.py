@@ -106,8 +106,9 @@ def test_hidden_and_derived_entries_and_what_is_no_file_are_passed_over_and_coun
     made(tmp_path, "._a.png", ".hidden.png", ".ipynb_checkpoints/a.png", "__MACOSX/._a.png", "@eaDir/a.png/thumb.jpg")
     made(tmp_path, ".thumbnails/a.png", "sub/.Thumbnails/a.png", "Thumbs.db", "notes.txt")
     (tmp_path / "broken.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "self.png").symlink_to("self.png")
     assert find_images([str(tmp_path)], recipe).filename.tolist() == images
-    assert capsys.readouterr().err.startswith("passed over in folders: 10 entries (hidden or derived")
+    assert capsys.readouterr().err.startswith("passed over in folders: 11 entries (hidden or derived")
     assert find_images([str(tmp_path / "x.png")], recipe).filename.tolist() == images[1:]
     assert capsys.readouterr().err == ""
 
