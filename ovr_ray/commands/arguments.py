@@ -63,21 +63,22 @@ def is_folder(output: str | None) -> bool:
 
 
 def check_output(output: str | Path | None, is_table: bool = False) -> None:
-    """Raise :class:`BadInput`, before any work, if the folder of the result does not exist or is a job's own.
+    """Raise :class:`BadInput`, before any work, if the result has no name, or a folder that is absent or a job's own.
 
     A table of predictions must not replace a file that this program did not write, either; other files are checked by
     those that write them.
     """
     if output is None:
         return
+    if not str(output).strip():
+        raise BadInput(Fault(f"--output {output!r}", "names no file", "give a name, or leave --output out"))
     if "://" not in str(output):
         _check_folder(output)
     if is_table:
-        from upath import UPath
-
         from ovr_ray.runs import refuse_foreign
+        from ovr_ray.storage import location
 
-        refuse_foreign({UPath(output): "predictions"})
+        refuse_foreign({location(output): "predictions"})
 
 
 def _check_folder(output: str | Path) -> None:

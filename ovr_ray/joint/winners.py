@@ -77,12 +77,16 @@ def ranked(
     Raises
     ------
     BadInput
-        If a pick names no task, trial or checkpoint, or if no trial has begun.
+        If a pick names no task, trial or checkpoint, or a task that is not combined, or if no trial has begun.
     RunFailed
         If no trial of a task reached its end; names the task and the reasons.
     """
     refuse_unknown(recipe, [*picks, *tasks])
     wanted = [name for name in recipe.tasks if not tasks or name in tasks]
+    if unused := [task for task in picks if task not in wanted]:
+        problem = f"is for a task that is left out: --task {' --task '.join(wanted)}"
+        remedy = "leave out the pick, or give its --task as well"
+        raise BadInput([Fault(f"--pick {f'{task}={picks[task]}'!r}", problem, remedy) for task in unused])
     trials = run.trials(wanted)
     if not trials:
         raise BadInput(Fault(str(run.path), f"has no trial yet of {', '.join(wanted)}", "run ovr-ray tune first"))

@@ -37,6 +37,12 @@ def test_an_output_whose_folder_does_not_exist_is_refused(kind: Callable[[Path],
         check_output(kind(tmp_path / "no" / "a.csv"))
 
 
+@pytest.mark.parametrize("output", ["", " "])
+def test_an_output_without_a_name_is_refused(output: str) -> None:
+    with pytest.raises(BadInput, match=f"--output {output!r}: names no file"):
+        check_output(output)
+
+
 def test_an_output_in_a_bucket_needs_no_folder() -> None:
     check_output(None)
     check_output("s3://bucket/no/a.csv")

@@ -104,6 +104,12 @@ def test_unknown_tasks_are_refused_with_the_known_ones(run: RunFolder, recipe: R
         choose(run, recipe, picks={"crak": "0"})
 
 
+def test_a_pick_for_a_task_that_is_left_out_is_refused(run: RunFolder, recipe: Recipe) -> None:
+    write_trial(run, 0, {1: (0.5, 0.5)})
+    with pytest.raises(BadInput, match="--pick 'inactive=0': is for a task that is left out: --task crack\n"):
+        choose(run, recipe, {"inactive": "0"}, ["crack"])
+
+
 @pytest.mark.parametrize("pick", ["1", "0001", "crack-0001"])
 def test_a_picked_trial_gives_its_best_checkpoint(pick: str, run: RunFolder, recipe: Recipe) -> None:
     write_trial(run, 0, {1: (0.9, 0.5)})
