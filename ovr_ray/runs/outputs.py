@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from typing import IO, Final, Literal, assert_never
 
@@ -105,7 +106,7 @@ def _is_ours(opened: IO[bytes], kind: Kind) -> bool:
     try:
         match kind:
             case "model":
-                return METADATA.encode() in opened.read()
+                return _is_model(opened)
             case "winners":
                 return bool(WINNERS.validate_json(opened.read()))
             case "metrics":
@@ -120,8 +121,18 @@ def _is_ours(opened: IO[bytes], kind: Kind) -> bool:
                 return PAGE_MARK in opened.read()
             case _:
                 assert_never(kind)
-    except ValueError:  # of pydantic, pyarrow and decode
+    except (ValueError, zipfile.BadZipFile):  # of pydantic, pyarrow and decode
         return False
+
+
+def _is_model(opened: IO[bytes]) -> bool:
+    """Return whether an archive of torch's, or a file of ONNX, has our metadata."""
+    if zipfile.is_zipfile(opened):
+        return any(name.endswith(f"/extra/{METADATA}") for name in zipfile.ZipFile(opened).namelist())
+    opened.seek(0)
+    content = opened.read()
+    # protobuf: the tag of ir_version comes first; a property's key has tag and length in front of it
+    return content.startswith(b"\x08") and b"\x0a%c%s" % (len(METADATA), METADATA.encode()) in content
 
 
 def _columns(opened: IO[bytes]) -> list[str]:

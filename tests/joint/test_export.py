@@ -25,6 +25,7 @@ from ovr_ray.joint import (
 )
 from ovr_ray.joint.export import refuse_lacking_packages
 from ovr_ray.recipe import ExportFormat
+from ovr_ray.runs import refuse_foreign
 from tests.support import BACKBONE, joint_metadata, random_images, random_sub_model
 
 THE_EIGHT = ("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b3", "vgg16", "vgg19", "inception_v3")
@@ -129,6 +130,7 @@ def test_a_torchscript_file_without_our_metadata_is_refused(tmp_path: Path) -> N
 def test_onnx_takes_a_batch_of_any_size_and_has_the_metadata(refined: JointModel, tmp_path: Path) -> None:
     metadata = joint_metadata("ab", [0.3, 0.5])
     write_exported(refined, UPath(tmp_path / "joint.onnx"), "onnx", metadata, list(random_images(size=(50, 70))))
+    refuse_foreign({UPath(tmp_path / "joint.onnx"): "model"})
     session = onnxruntime.InferenceSession(tmp_path / "joint.onnx")
     for count in (1, 2, 7):
         batch = random_images(size=(64, 64), count=count)
@@ -147,6 +149,7 @@ def test_onnx_takes_a_batch_of_any_size_and_has_the_metadata(refined: JointModel
 def test_torch_export_takes_a_batch_of_any_size_and_has_the_metadata(refined: JointModel, tmp_path: Path) -> None:
     metadata, file = joint_metadata("ab"), UPath(tmp_path / "joint.pt2")
     write_exported(refined, file, "pt2", metadata, list(random_images(size=(50, 70), count=1)))
+    refuse_foreign({file: "model"})
     extra = {METADATA: ""}
     joint = torch.export.load(tmp_path / "joint.pt2", extra_files=extra).module()
     for count in (1, 2, 7):

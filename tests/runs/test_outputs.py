@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -53,8 +54,18 @@ def parquet() -> bytes:
     return pd.DataFrame({"filename": ["a.png"], "crack": [1]}).to_parquet()
 
 
+def archive() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as opened:
+        opened.writestr("notes/ovr_ray.json.txt", "precious")
+    return content.getvalue()
+
+
 FOREIGN = {
     "text": b"precious",
+    "text on our metadata": b"ovr_ray.json lies in joint.pt",
+    "an archive": archive(),
+    "an archive that was cut off in front": archive()[9:],
     "zeros": bytes(100),
     "a table of labels": b"filename;crack\na.png;1\n",
     "a table with another header": b"filename,crack_probability,error\n",
