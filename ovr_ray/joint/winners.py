@@ -10,7 +10,7 @@ from typing import Final
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
-from ovr_ray.model import Card, read_card
+from ovr_ray.model import CARD, WEIGHTS, Card, read_card
 from ovr_ray.recipe import Recipe
 from ovr_ray.runs import CheckpointFiles, FoundTrial, RunFolder, TrialFolder, WinnerRecord
 from ovr_ray.storage import side_by_side
@@ -77,7 +77,8 @@ def ranked(
     Raises
     ------
     BadInput
-        If a pick names no task, trial or checkpoint, or a task that is not combined, or if no trial has begun.
+        If a pick names no task, trial or checkpoint, or a task that is not combined, if no trial has begun, or if
+        every checkpoint of a task is damaged.
     RunFailed
         If no trial of a task reached its end; names the task and the reasons.
     """
@@ -103,9 +104,10 @@ def ranked(
         elif task in picks:
             problem = f"task {task!r} has no whole checkpoint {picks[task]!r}"
             names = [winner.name for winner in sorted(every, key=lambda winner: winner.name)]
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            remedy = f"TRIAL, TRIAL@EPOCH or its path; there are: {', '.join(names[:SHOWN]) or 'none'}{more}"
+            remedy = f"TRIAL, TRIAL@EPOCH or its path; there are: {_shown(names) or 'none'}"
             faults.append(Fault("--pick", problem, remedy))
+        elif is_scored:
+            faults.append(_none_whole(task, run, own))
         else:
             empty.append(_why_none(task, own))
     if faults:
@@ -167,6 +169,17 @@ def _is_meant(pick: str, winner: Winner) -> bool:
     is_trial = name == winner.trial or (name != "" and name.lstrip("0") == number.lstrip("0"))
     is_epoch = not at or epoch.lstrip("0") == str(winner.card.epoch)
     return (is_trial and is_epoch) or Path(pick).absolute() == Path(str(winner.checkpoint)).absolute()
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _none_whole(task: str, run: RunFolder, trials: list[FoundTrial]) -> Fault:
+    places = [place for trial in trials for place in trial.checkpoints or [trial.folder.path]]
+    names = _shown([str(place.relative_to(run.path)) for place in places])
+    problem = f"no checkpoint of task {task!r} is whole; {CARD} or {WEIGHTS} is missing, cut or damaged in {names}"
+    return Fault(str(run.path), problem, f"bring back a copy, or train more trials: tune … --extend {task}=+1")
 
 
 def _why_none(task: str, trials: list[FoundTrial]) -> str:

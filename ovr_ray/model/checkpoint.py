@@ -95,7 +95,7 @@ def read_card(folder: UPath, files: Mapping[str, int] | None = None) -> Card | N
     try:
         card = Card(**json.loads(read_whole(folder / CARD)))
         size = (folder / WEIGHTS).stat().st_size if files is None else files[WEIGHTS]
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):  # ValueError: no JSON, or no text
         return None
     return card if size == card.weights_bytes else None
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 import pandas as pd
 
 from ovr_ray.recipe import Split
-from ovr_ray.runs import Metrics, RunFolder, TaskScore, damage_told, metrics_beside, predictions_beside
+from ovr_ray.runs import Metrics, RunFolder, TaskScore, damage_told, metrics_beside, predictions_beside, read_csv
 from ovr_ray.storage import read_if_there
 
 
@@ -65,9 +65,8 @@ def read_evaluation(run: RunFolder) -> Evaluation | NotEvaluated:
         return NotEvaluated.OTHER_LABELS
     if metrics.model_digest != hashlib.sha256(model.read_bytes()).hexdigest():
         return NotEvaluated.OUTDATED
-    with predictions.open(encoding="utf-8", newline="") as opened:
-        # only an empty field is a missing value: a file may be called NA
-        table = pd.read_csv(
-            opened, sep=";", dtype={"filename": str, "error": str}, keep_default_na=False, na_values=[""]
-        )
+    columns = ["filename", "part", "error", *metrics.tasks, *(f"{task}_probability" for task in metrics.tasks)]
+    types = {"filename": str, "error": str} | dict.fromkeys(columns[3:], float)
+    # only an empty field is a missing value: a file may be called NA
+    table = read_csv(predictions, columns, dtype=types, keep_default_na=False, na_values=[""])
     return Evaluation(metrics.split, metrics, table.fillna({"error": ""}))

@@ -30,7 +30,15 @@ from ovr_ray.runs.records import (
     WinnerRecord,
     damage_told,
 )
-from ovr_ray.runs.trial_folder import CheckpointFiles, FoldFolder, FoundTrial, RefitFolder, TrialFolder, trial_name
+from ovr_ray.runs.trial_folder import (
+    CheckpointFiles,
+    FoldFolder,
+    FoundTrial,
+    RefitFolder,
+    TrialFolder,
+    read_csv,
+    trial_name,
+)
 
 __all__ = [
     "METADATA",
@@ -61,6 +69,7 @@ __all__ = [
     "joint_model_in",
     "metrics_beside",
     "predictions_beside",
+    "read_csv",
     "refuse_foreign",
     "trial_name",
     "winners_beside",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pandas as pd
 import yaml
@@ -19,7 +19,7 @@ from upath import UPath
 
 from ovr_ray._version import __version__
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.recipe import Recipe, absolute, parse
+from ovr_ray.recipe import Recipe, Split, absolute, dumped, parse
 from ovr_ray.runs.outputs import (
     Kind,
     joint_model_in,
@@ -29,8 +29,8 @@ from ovr_ray.runs.outputs import (
     winners_beside,
 )
 from ovr_ray.runs.records import WINNERS, MadeWith, WinnerRecord, damage_told
-from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, trial_name
-from ovr_ray.storage import listed, read_if_there, read_whole, refresh, side_by_side, write_whole
+from ovr_ray.runs.trial_folder import RECORD, FoundTrial, RefitFolder, TrialFolder, checkpoints_in, read_csv, trial_name
+from ovr_ray.storage import listed, location, read_if_there, read_whole, refresh, side_by_side, write_whole
 
 GO_BACK: Final = "give the recipe another name, or go back to what it was"
 
@@ -51,12 +51,12 @@ class RunFolder:
     @classmethod
     def of(cls, recipe: Recipe) -> RunFolder:
         """Return the folder of this recipe's run, which need not exist."""
-        return cls(UPath(recipe.resolved().storage) / recipe.name)
+        return cls(location(recipe.resolved().storage) / recipe.name)
 
     @classmethod
     def open(cls, path: str | Path | UPath) -> RunFolder:
         """Return an existing run folder; raises :class:`BadInput` if it is none."""
-        run = cls(UPath(path))
+        run = cls(location(path))
         if not run.exists():
             problem = f"is not a run folder: it has no {_RECIPE} that ovr-ray tune wrote"
             raise BadInput(Fault(str(path), problem, "give <storage>/<name> of a recipe that was run"))
@@ -195,8 +195,16 @@ class RunFolder:
         return recipe if images is None else with_images(recipe, images), made_with
 
     def split(self) -> pd.DataFrame:
-        """Read ``split.csv``: filename, and part (train, val or test)."""
-        return pd.read_csv((self.path / _SPLIT).open(), sep=";", dtype=str, keep_default_na=False)
+        """Read ``split.csv``: filename, and part (train, val or test); raises :class:`BadInput` if it is damaged."""
+        file = self.path / _SPLIT
+        try:
+            table = read_csv(file, ["filename", "part"], dtype=str, keep_default_na=False)
+        except FileNotFoundError:
+            raise BadInput(Fault(str(file), "is gone", "bring back a copy of it")) from None
+        with damage_told(file):
+            if odd := set(table.part) - {*get_args(Split)}:
+                raise ValueError(f"no split is called {', '.join(map(repr, odd))}")
+        return table
 
     def winners(self) -> dict[str, WinnerRecord]:
         """Read ``winners.json``, task -> winner; empty before the first ``combine``."""
@@ -227,7 +235,7 @@ class RunFolder:
             made_with = MadeWith(data_fingerprint=data_fingerprint, versions=versions)
         self.path.mkdir(parents=True, exist_ok=True)
         content = recipe.resolved().dump() | {_MADE_WITH: made_with.model_dump()}
-        write_whole(self.path / _RECIPE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_whole(self.path / _RECIPE, dumped(content))
         write_whole(self.path / _SPLIT, split.to_csv(sep=";", index=False))
 
 
@@ -256,7 +264,7 @@ def with_images(recipe: Recipe, images: str) -> Recipe:
     """
     data, folder = recipe.data, absolute(images)
     update = {"images": folder}
-    if data.labels.startswith(f"{data.images}/") and not UPath(data.labels).exists():
+    if data.labels.startswith(f"{data.images}/") and not location(data.labels).exists():
         update["labels"] = folder + data.labels.removeprefix(data.images)
     return recipe.model_copy(update={"data": data.model_copy(update=update)})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,7 +53,7 @@ class TrialFolder:
 
     def epochs(self) -> pd.DataFrame:
         """Read ``epochs.csv``, one row per epoch; empty before the first epoch has ended."""
-        table = _read_table(self.path / _EPOCHS, keep_default_na=True)
+        table = _read_table(self.path / _EPOCHS, "epoch", keep_default_na=True)
         return pd.DataFrame() if table is None else table
 
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
@@ -137,11 +137,29 @@ def checkpoints_in(folder: UPath, files: Mapping[str, int]) -> dict[UPath, Check
     return {folder / name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
 
 
-def _read_table(file: UPath, keep_default_na: bool = False) -> pd.DataFrame | None:
+def read_csv(file: UPath, columns: Collection[str], **options: Any) -> pd.DataFrame:
+    """Read a table that has these columns, with options of pandas.
+
+    Raises
+    ------
+    FileNotFoundError
+    BadInput
+        If the file is damaged.
+    """
+    content = read_whole(file)
+    with damage_told(file):
+        table = pd.read_csv(io.BytesIO(content), sep=";", **options)
+        if lacking := [column for column in columns if column not in table]:
+            raise ValueError(f"it has no column {', '.join(map(repr, lacking))}")
+        if not content.endswith(b"\n"):
+            raise ValueError("its end is missing")
+    return table
+
+
+def _read_table(file: UPath, column: str = "filename", keep_default_na: bool = False) -> pd.DataFrame | None:
     """Read a table; None if there is no such file. Without ``keep_default_na`` a file may be called ``NA``."""
     try:
-        content = io.BytesIO(read_whole(file))
-        return pd.read_csv(content, sep=";", dtype={"filename": str}, keep_default_na=keep_default_na)
+        return read_csv(file, [column], dtype={"filename": str}, keep_default_na=keep_default_na)
     except FileNotFoundError:
         return None
 

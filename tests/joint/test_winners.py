@@ -97,6 +97,19 @@ def test_a_task_without_a_checkpoint_is_named_with_the_reasons_of_its_trials(run
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("weights.pt", b"1"), ("sub_model.json", b"{"), ("sub_model.json", b"\xff")]
+)
+def test_damaged_checkpoints_of_a_finished_trial_are_named(
+    name: str, content: bytes, run: RunFolder, recipe: Recipe
+) -> None:
+    write_trial(run, 0, {2: (0.5, 0.5)})
+    write_trial(run, 1, {}, Status.STOPPED)
+    (run.trial("crack", 0).checkpoint(2) / name).write_bytes(content)
+    with pytest.raises(BadInput, match="damaged in trials/crack-0000/checkpoint-0002, trials/crack-0001\n    -> bring"):
+        choose(run, recipe, tasks=["crack"])
+
+
 def test_unknown_tasks_are_refused_with_the_known_ones(run: RunFolder, recipe: Recipe) -> None:
     with pytest.raises(BadInput, match="'crak': no such task\n    -> tasks: crack, inactive"):
         choose(run, recipe, tasks=["crak"])

@@ -121,6 +121,23 @@ def test_damaged_records_are_told_with_their_file(text: str, begun: RunFolder) -
             read()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"filename;par", b"epoch;filename;part\n1;a.png;te", b"\xff\n", bytes(9), b"a;b\n"]
+)
+def test_damaged_tables_are_told_with_their_file(content: bytes, begun: RunFolder) -> None:
+    epochs, split = begun.trial("crack", 0).path / "epochs.csv", begun.path / "split.csv"
+    for file, read in {epochs: begun.trial("crack", 0).epochs, split: begun.split}.items():
+        file.write_bytes(content)
+        with pytest.raises(BadInput, match=f"{file}: is damaged, or not of this program: "):
+            read()
+    split.write_text("filename;part\na.png;tes\n")
+    with pytest.raises(BadInput, match="no split is called 'tes'"):
+        begun.split()
+    split.unlink()
+    with pytest.raises(BadInput, match=f"{split}: is gone\n    -> bring back a copy"):
+        begun.split()
+
+
 def test_a_recipe_that_was_changed_by_hand_is_told_with_its_field(begun: RunFolder) -> None:
     file = begun.path / "recipe.yaml"
     file.write_text(file.read_text().replace("max_epochs: 3", "max_epochs: many"))
