@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.duplicates import contents, units
@@ -17,6 +16,7 @@ from ovr_ray.images.files import alike, stamps
 from ovr_ray.images.splitting import limited, split
 from ovr_ray.images.tables import as_numbers, read_table
 from ovr_ray.recipe import ColumnSplit, Data, RandomSplit, Split, Task
+from ovr_ray.storage import location
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = 10
@@ -184,7 +184,7 @@ def _groups(table: pd.DataFrame, column: str) -> pd.Series:
     return table[column].where(table[column].str.strip() != "", "row " + table.index.astype(str))
 
 
-def _counted(count: int, one: str, many: str) -> str:
+def counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
@@ -198,7 +198,7 @@ def _value_faults(table: pd.DataFrame, labels: pd.DataFrame, data: Data) -> Iter
         wrong = text[(text.str.strip() != "") & ~as_numbers(text).isin([0, 1])]
         if len(wrong):
             cells = [f"row {row} {value!r}" for row, value in wrong.items()]
-            problem = f"{_counted(len(wrong), 'value is', 'values are')} not 0 or 1: {listed(cells)}"
+            problem = f"{counted(len(wrong), 'value is', 'values are')} not 0 or 1: {listed(cells)}"
             remedy = "write 1 for yes, 0 for no, and leave the cell empty if it is not known"
             yield Fault(f"{data.labels}, column {column!r}", problem, remedy)
 
@@ -208,19 +208,24 @@ def _filename_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
     names = table[data.filename]
     empty = names[names.str.strip() == ""]
     if len(empty):
-        yield Fault(where, f"{_counted(len(empty), 'row names', 'rows name')} no file: row {listed(empty.index)}")
+        yield Fault(where, f"{counted(len(empty), 'row names', 'rows name')} no file: row {listed(empty.index)}")
     names = names.drop(empty.index)
+    torn = names[names.str.contains("\r", regex=False)]
+    if len(torn):  # pandas would write it unquoted, as the end of a row
+        cells = [f"row {row} {name!r}" for row, name in torn.items()]
+        problem = f"{counted(len(torn), 'name has', 'names have')} a carriage return: {listed(cells)}"
+        yield Fault(where, problem, "rename the files")
     files = names.map(posixpath.normpath)
     twice = names[files.duplicated(keep=False)]
     if len(twice):
         named = [", ".join(f"row {row} {name!r}" for row, name in rows.items()) for _, rows in twice.groupby(files)]
-        problem = f"{_counted(len(named), 'file has', 'files have')} more than one row: {listed(named, '; ')}"
+        problem = f"{counted(len(named), 'file has', 'files have')} more than one row: {listed(named, '; ')}"
         yield Fault(where, problem, "keep one row per image")
     outside = names[[name.startswith("/") or ".." in name.split("/") for name in names]]
     if len(outside):
-        problem = f"{_counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_quoted(outside)}"
+        problem = f"{counted(len(outside), 'path leaves', 'paths leave')} the image folder: {_quoted(outside)}"
         yield Fault(where, problem, f"paths are relative to data.images ({data.images})")
-    if not UPath(data.images).is_dir():
+    if not location(data.images).is_dir():
         yield Fault("data.images", f"{data.images!r} is not a folder")
         return
     inside = names.drop(outside.index)
@@ -249,7 +254,7 @@ def _split_column_faults(table: pd.DataFrame, data: Data) -> Iterable[Fault]:
             by_group = splits.groupby(_groups(table, data.group))
             torn = [group for group, inside in by_group if len(set(inside)) > 1]
             if torn:
-                problem = f"{_counted(len(torn), 'group lies', 'groups lie')} in more than one split: {listed(torn)}"
+                problem = f"{counted(len(torn), 'group lies', 'groups lie')} in more than one split: {listed(torn)}"
                 yield Fault(f"{data.labels}, column {data.group!r}", problem, "keep a group's rows in one split")
         wrong = [f"row {row} {value!r}" for row, value in cells[~splits.isin(SPLITS)].items()]
         if wrong:

@@ -55,7 +55,8 @@ def find_images(paths: Sequence[str], recipe: Recipe, root: str | None = None) -
     Raises
     ------
     BadInput
-        For every path that does not exist, folder without an image, table without names, and name that is not UTF-8.
+        For every path that does not exist, folder without an image, table without names, and name that is not UTF-8
+        or has a carriage return.
     """
     found, faults, passed_over = [], [], 0
     for given in paths:
@@ -71,6 +72,10 @@ def find_images(paths: Sequence[str], recipe: Recipe, root: str | None = None) -
     images = pd.concat([NO_IMAGES, *found], ignore_index=True)
     odd = [name for name in images.path if name != name.encode(errors="replace").decode()]
     faults += [Fault(repr(name), "is no name in UTF-8, so no table can hold it", "rename it") for name in odd]
+    torn = [name for name in images.path if "\r" in name]
+    faults += [
+        Fault(repr(name), "has a carriage return, which would end a row of a table", "rename it") for name in torn
+    ]
     if faults:
         raise BadInput(faults)
     if passed_over:

@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Final
 
 import pandas as pd
-import pyarrow.parquet as pq
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
@@ -22,7 +21,7 @@ from ovr_ray.recipe import TableFormat
 from ovr_ray.results.predict import SavedModel, in_turn
 from ovr_ray.results.worker import answer
 from ovr_ray.runs import Record
-from ovr_ray.storage import read_if_there, read_whole, refresh, side_by_side, write_whole
+from ovr_ray.storage import location, read_if_there, read_whole, refresh, side_by_side, write_whole
 
 PART: Final = 2048
 """Images per part: this many are predicted again after an interruption."""
@@ -88,14 +87,14 @@ def predict_parts(
     BadInput
         If the folder holds parts of another model or of other images (says what differs), or if a node does not see it.
     """
-    folder = UPath(output).absolute()
+    folder = location(output).absolute()
     refresh(folder)
     known = versions(images["path"])
     parts = []
     for number, start in enumerate(range(0, len(images), part_size)):
         portion = images.iloc[start : start + part_size]
         digest = _digest(known.get(path, "") for path in portion["path"])
-        parts.append(_Part(folder / f"part-{number:05d}.{form}", portion, digest))
+        parts.append(_Part(folder / f"part-{number:05d}.{form}", portion, digest, model.metadata.labels))
     names = _digest(images[["filename", "path"]].itertuples(index=False))
     made_of = {"model": model.digest[:16], "images": len(images), "names": names, "part_size": part_size}
     lacking = _begin(folder, parts, _Fingerprint(**made_of, format=form, parts=[part.digest for part in parts]))
@@ -113,7 +112,7 @@ def predict_parts(
 
 def _answer_into(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
     table = answer(chunk, file, digest)
-    write_table(table, UPath(chunk["part"].iloc[0]))
+    write_table(table, location(chunk["part"].iloc[0]))
     return pd.DataFrame({"images": [len(table)], "unreadable": [int((table.error != "").sum())]})
 
 
@@ -129,22 +128,33 @@ def write_table(table: pd.DataFrame, file: UPath) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part: its file, its images, and the digest of their sizes and times."""
+    """A part: its file, its images, the digest of their sizes and times, and the model's labels."""
 
     file: UPath
     images: pd.DataFrame
     digest: str
+    labels: list[str]
 
     def is_whole(self) -> bool:
-        """Return whether its file can be read to the end, and has the rows of its images."""
+        """Return whether its file can be read to the end, and has an answer or an error for each of its images."""
         content = read_whole(self.file)
+        numbers = {
+            name: kind for label in self.labels for name, kind in ((f"{label}_probability", float), (label, "Int64"))
+        }
+        types = {"filename": str} | numbers | {"error": str}
         try:
             if self.file.suffix == ".csv":
-                table = pd.read_csv(io.BytesIO(content), sep=";", dtype=str, keep_default_na=False)
-                return content.endswith(b"\n") and table["filename"].tolist() == self.images["filename"].tolist()
-            names = pq.read_table(io.BytesIO(content))["filename"].to_pylist()
-            return names == self.images["filename"].tolist()
-        except (ValueError, LookupError, OSError):  # of pandas and pyarrow
+                table = pd.read_csv(io.BytesIO(content), sep=";", dtype=types, keep_default_na=False, na_values=[""])
+            else:
+                table = pd.read_parquet(io.BytesIO(content)).astype(numbers)
+            is_read = table["error"].fillna("") == ""
+            return (
+                list(table) == list(types)
+                and table["filename"].tolist() == self.images["filename"].tolist()
+                and all((table[label].notna() == is_read).all() for label in self.labels)
+                and (self.file.suffix != ".csv" or content.endswith(b"\n"))
+            )
+        except (ValueError, TypeError, LookupError, OSError):  # of pandas and pyarrow
             return False
 
 

@@ -66,6 +66,7 @@ def test_a_row_with_an_empty_cell_still_counts_for_the_other_task(read: Write) -
         ),
         (rows().replace(";1", ";0"), "has only 0 in it"),
         (rows().replace("\n8.png", "\n"), "1 row names no file: row 10"),
+        (rows().replace("\n8.png", '\n"8\r.png"'), "1 name has a carriage return: row 10 '8\\r.png'"),
         (rows(50), "20 of 50 images are missing: '30.png', '31.png'"),
         (rows() + "\n1;2;3;4;5;6", "cannot be read"),
     ],
@@ -253,3 +254,15 @@ def test_a_label_file_in_another_order_is_the_same_for_a_run_that_has_begun(spli
         for text in (lines, lines[::-1], [*lines[:-1], lines[-1].replace(";1;", ";0;")], lines[1:])
     ]
     assert [text == began.fingerprint() for text in prints] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("group", ["stratum", "size", "part"])
+def test_a_column_of_groups_may_have_any_name(group: str, read: Write) -> None:
+    text = "\n".join([f"filename;a;{group}", *(f"{i}.png;{i % 2};{i // 2}" for i in range(30))])
+    table = read(text, group=group)
+    assert all(table.splits[i] == table.splits[i + 1] for i in range(0, 30, 2))
+
+
+def test_a_label_may_be_the_group_too(read: Write) -> None:
+    with pytest.raises(BadInput, match="no positive image falls into the"):  # each class is one group
+        read(rows(), group="a")

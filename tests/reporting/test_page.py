@@ -13,6 +13,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ovr_ray
+from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Recipe
 from ovr_ray.runs import RunFolder, metrics_beside, predictions_beside
 from tests.support import copy_run
@@ -31,6 +32,14 @@ def opened(browser: Chrome, page: str) -> Chrome:
 
 def texts(elements: list[WebElement]) -> list[str]:
     return [element.text for element in elements]
+
+
+@pytest.mark.parametrize("content", [b"", b"filename;part;error\n", b"\xff\n"])
+def test_damaged_predictions_are_told(content: bytes, finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path)
+    (run.path / "predictions.csv").write_bytes(content)
+    with pytest.raises(BadInput, match=r"predictions\.csv: is damaged, or not of this program: "):
+        ovr_ray.report(run)
 
 
 def test_every_plot_is_drawn_and_the_console_is_silent(opened: Chrome) -> None:

@@ -160,6 +160,13 @@ def test_a_name_that_is_not_in_utf_8_is_told(recipe: Recipe, tmp_path: Path) -> 
         find_images([str(tmp_path)], recipe)
 
 
+def test_a_name_with_a_carriage_return_is_told_and_one_of_two_lines_is_taken(recipe: Recipe, tmp_path: Path) -> None:
+    _, fine = made(tmp_path, "a\rb.png", "c\nd.png")
+    assert find_images([fine], recipe).filename.tolist() == [fine]
+    with pytest.raises(BadInput, match=r"a\\rb\.png': has a carriage return"):
+        find_images([str(tmp_path)], recipe)
+
+
 @pytest.mark.parametrize("name", ["names.CSV", "names.csv.gz", "names.tsv"])
 def test_a_table_may_be_compressed_or_separated_by_tabs(name: str, recipe: Recipe, tmp_path: Path) -> None:
     table, separator = pd.DataFrame({"id": [1], "filename": ["a.png"]}), "\t" if name.endswith("tsv") else ";"

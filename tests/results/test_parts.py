@@ -16,7 +16,7 @@ import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import TableFormat
 from ovr_ray.results import write_table
-from ovr_ray.results.parts import versions
+from ovr_ray.results.parts import _Part, versions
 from ovr_ray.runs import RunFolder
 
 
@@ -162,6 +162,25 @@ def test_damaged_parts_are_made_again(form: TableFormat, finished: RunFolder, so
     again = ovr_ray.predict_parts(finished, [str(some)], str(tmp_path / "out"), None, form, 1)
     assert (again.images, again.already) == (5, 1)
     assert [file.read_bytes() for file in done.files] == before
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_part_is_whole_if_it_has_an_answer_or_an_error_for_each_image(form: TableFormat, tmp_path: Path) -> None:
+    whole = pd.DataFrame({"filename": ["NA", "b.png"], "crack_probability": [0.25, None], "crack": [0, None]})
+    whole = whole.astype({"crack": "Int64"}).assign(error=["", "is empty"])
+    part = _Part(UPath(tmp_path / f"part.{form}"), whole[["filename"]], "", ["crack"])
+    others = [
+        whole.drop(columns="error"),
+        whole.rename(columns={"crack": "dust"}),
+        whole.assign(dust=1),
+        whole.assign(filename=["NA", "c.png"]),
+        whole.assign(crack_probability=["0.2x", ""]),
+        whole.assign(crack=whole.crack[1]),
+        whole[:1],
+    ]
+    for table in (whole, *others):
+        write_table(table, part.file)
+        assert part.is_whole() == (table is whole), table
 
 
 def test_versions_of_images_on_a_disk_and_in_a_bucket_change_with_their_content(some: Path, bucket: str) -> None:
