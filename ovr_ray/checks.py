@@ -15,6 +15,7 @@ from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import LabelTable, read_facts, read_labels, reviewed
 from ovr_ray.model import size_fault, weights_fault
 from ovr_ray.recipe import Data, Recipe
+from ovr_ray.storage import location
 
 
 def check(recipe: Recipe, images: bool = False) -> LabelTable:
@@ -33,6 +34,10 @@ def check(recipe: Recipe, images: bool = False) -> LabelTable:
     recipe, faults, table = recipe.resolved(), [], None
     try:
         table = read_labels(recipe.data, recipe.tasks)
+    except BadInput as error:
+        faults += error.faults
+    try:
+        location(recipe.storage)
     except BadInput as error:
         faults += error.faults
     faults += _backbone_faults(recipe)

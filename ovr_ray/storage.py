@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -94,9 +95,14 @@ def location(path: str | Path) -> UPath:
     """Return a path or URI that the user gave; raises :class:`BadInput` if nothing here can open its protocol."""
     try:
         found = UPath(path)
-        if not isinstance(found, Path):
+        if isinstance(found, Path):
+            found.lstat()
+        else:
             found.fs  # noqa: B018  imports the package of the protocol
     except (ImportError, TypeError, ValueError) as error:
         remedy = "pip install 'ovr-ray[aws]' for s3://, 'ovr-ray[gcp]' for gs://; or give a path"
-        raise BadInput(Fault(str(path), f"cannot be opened: {error}", remedy)) from None
+        raise BadInput(Fault(repr(str(path)), f"cannot be opened: {error}", remedy)) from None
+    except OSError as error:  # most often there is no such file, which is not an error here
+        if error.errno == errno.ENAMETOOLONG:
+            raise BadInput(Fault(f"{str(path)[:100]}…", "is longer than a path can be")) from None
     return found

@@ -99,7 +99,7 @@ def test_images_that_occur_twice_are_noted_or_a_fault_once_the_images_are_read(
 ) -> None:
     shutil.copy(folder / "images/cell05.png", folder / "images/cell06.png")
     (note,) = check(copied(), images=True).notes
-    assert "1 images occur more than once" in note.problem
+    assert "1 image occurs more than once" in note.problem
     assert "'images/cell05.png' = 'images/cell06.png': in " in note.problem
     assert check(copied(duplicates="error")).notes == ()
     (folder / "images/cell07.png").write_text("not an image")

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from upath import UPath
 
-from ovr_ray.storage import READERS, listed, read_if_there, side_by_side, storage_errors, write_whole
+from ovr_ray.errors import BadInput
+from ovr_ray.storage import READERS, listed, location, read_if_there, side_by_side, storage_errors, write_whole
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -73,3 +74,19 @@ def test_items_are_read_at_the_same_time_and_returned_in_their_order() -> None:
     begun = time.monotonic()
     assert side_by_side(slow, range(READERS)) == list(range(READERS))
     assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("uri", ["zzz://bucket/x", "github://x/y.csv", "a\0b"])
+def test_a_protocol_that_nothing_here_opens_is_told(uri: str) -> None:
+    with pytest.raises(BadInput, match=r"cannot be opened: .*\n    -> pip install 'ovr-ray"):
+        location(uri)
+
+
+@pytest.mark.parametrize("path", ["a::b.png", "/tmp/~", "memory://x", "/tmp/zzz://x"])
+def test_a_path_is_a_path_whatever_characters_it_has(path: str) -> None:
+    assert str(location(path)) == str(UPath(path))
+
+
+def test_a_path_that_no_file_system_takes_is_told() -> None:
+    with pytest.raises(BadInput, match=r"^x{100}…: is longer than a path can be$"):
+        location("x" * 5000)

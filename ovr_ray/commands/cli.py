@@ -196,10 +196,9 @@ def predict(
 
     A folder is for very many images. After an interruption, the same command resumes with the parts that are missing.
     """
-    from upath import UPath
-
     from ovr_ray import results
     from ovr_ray.commands import verbs
+    from ovr_ray.storage import location
 
     in_parts = is_folder(output)
     if form and not in_parts:
@@ -211,7 +210,7 @@ def predict(
         return
     table = verbs.predict(opened, paths, images)
     if output:
-        results.write_table(table, UPath(output))
+        results.write_table(table, location(output))
     else:
         telling.print_answers(table, opened.metadata.labels)
     telling.print_unreadable(int((table.error != "").sum()), len(table))
@@ -256,13 +255,12 @@ def submit(
     ] = False,
 ) -> None:
     """Tune, combine, evaluate and report as jobs on a cluster; follow them, and fetch the model home."""
-    from upath import UPath
-
     from ovr_ray.commands import verbs
     from ovr_ray.runs import joint_model_in
+    from ovr_ray.storage import location
 
     home = verbs.submit(read_recipe(recipe, overrides), address, task, output, install)
-    typer.echo(f"{joint_model_in(UPath(home))}: the joint model")
+    typer.echo(f"{joint_model_in(location(home))}: the joint model")
 
 
 @contextmanager

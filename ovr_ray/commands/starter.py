@@ -9,11 +9,11 @@ from itertools import chain, count
 
 import pandas as pd
 import yaml
-from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import SUFFIXES, as_numbers, headerless, read_table, separators, stamps
 from ovr_ray.recipe import absolute, collides, plain
+from ovr_ray.storage import location
 
 TEMPLATE = """\
 # Written by `ovr-ray init {labels}`. Every field there is: jobs/recipes/reference.yaml
@@ -61,7 +61,7 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
     BadInput
         If the file cannot be read, no column names images, or none holds 0 and 1.
     """
-    folder = images or str(UPath(labels).parent)
+    folder = images or str(location(labels).parent)
     found = _read(absolute(labels), absolute(folder))
     faults = []
     if found.filename is None:
@@ -79,7 +79,7 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
         numbered = (f"{name[:36]}-{number}" for number in count(2))
         names[next(free for free in chain([name], numbered) if not collides(free, names))] = column
     return TEMPLATE.format(
-        name=_quoted(plain(UPath(absolute(labels)).parent.name) or "run"),
+        name=_quoted(plain(location(absolute(labels)).parent.name) or "run"),
         labels=_quoted(labels),
         images=_quoted(folder),
         separator=_quoted(found.separator),

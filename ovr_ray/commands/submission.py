@@ -24,7 +24,6 @@ from typing import Final
 
 import aiohttp
 import requests
-import yaml
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console, RenderableType
@@ -33,7 +32,7 @@ from upath import UPath
 
 from ovr_ray import ray_quirks
 from ovr_ray.errors import BadInput, Fault, Interrupted, RunFailed
-from ovr_ray.recipe import Recipe
+from ovr_ray.recipe import Recipe, dumped
 from ovr_ray.runs import RunFolder, refuse_foreign
 from ovr_ray.search import read_ledger, status
 from ovr_ray.storage import storage_errors
@@ -198,8 +197,7 @@ def _client(address: str) -> JobSubmissionClient:
 def _pack(recipe: Recipe, folder: Path) -> None:
     """Copy this package, and write the recipe, into the folder that the jobs get."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    text = yaml.safe_dump(recipe.resolved().dump(), sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dumped(recipe.resolved().dump()), encoding="utf-8")
 
 
 def _requirements() -> list[str]:

@@ -17,6 +17,7 @@ from ovr_ray.images import ImageSet, LabelTable, contact_sheet, read_labels
 from ovr_ray.images import load as load_images
 from ovr_ray.recipe import Recipe, load
 from ovr_ray.runs import SOFTWARE, RunFolder, refuse_foreign
+from ovr_ray.storage import location
 
 Runnable = Recipe | str | Path
 """A recipe, or the path of one."""
@@ -81,7 +82,7 @@ def prepare(recipe: Runnable) -> ImageSet:
 def preview(recipe: Runnable, output: str | Path = "preview.png") -> None:
     """Write a contact sheet as PNG: samples of every combination of labels, as stored and as augmented."""
     recipe = _recipe(recipe).resolved()
-    refuse_foreign({UPath(output): "picture"})
+    refuse_foreign({location(output): "picture"})
     software = PngInfo()
     software.add_text("Software", SOFTWARE)
     contact_sheet(recipe, read_labels(recipe.data, recipe.tasks)).save(output, pnginfo=software)

@@ -31,6 +31,9 @@ FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 """Suffixes of the files that count as images when the user gives a folder."""
 
+TIFF: Final = (b"II*\0", b"MM\0*")
+"""First bytes of a TIFF."""
+
 WHITE_IS_ZERO: Final = 0
 """Value of TIFF's PhotometricInterpretation."""
 
@@ -152,6 +155,8 @@ def _decoded(content: bytes, data: Data, size: int | None) -> tuple[np.ndarray, 
     except Image.DecompressionBombError:
         raise BadImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except UnidentifiedImageError:
+        if content.startswith(TIFF):
+            raise BadImage("a kind of TIFF that is not supported; save it with 8 or 16 bits, as PNG") from None
         raise BadImage(f"not an image, or of an unknown format (known: {', '.join(FORMATS)})") from None
     except Exception as error:  # noqa: BLE001  for damaged files Pillow's decoders raise struct.error, TypeError and others
         raise BadImage(f"damaged: {error or type(error).__name__}") from None
@@ -202,7 +207,9 @@ def _range_of(image: Image.Image, white: int | None) -> _Range | None:
 def _eight_bit(image: Image.Image, pixel_range: _Range | None) -> Image.Image:
     if pixel_range:  # Pillow's own conversion would clip at 255, and it inverts only images of up to 8 bits
         levels = np.asarray(image).astype(np.float64).clip(0, pixel_range.white) * (255 / pixel_range.white)
-        return Image.fromarray(((255 - levels if pixel_range.zero_is_white else levels) + 0.5).astype(np.uint8))
+        levels = 255 - levels if pixel_range.zero_is_white else levels
+        levels[np.asarray(image) == image.info.get("transparency")] = 255  # a PNG may name one level as transparent
+        return Image.fromarray((levels + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)

@@ -12,7 +12,7 @@ from stat import S_ISREG
 from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.storage import listed
+from ovr_ray.storage import listed, location
 
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
 """Keys under which filesystems list a file's version: tags (S3, Google, HTTP) before times."""
@@ -33,7 +33,7 @@ def stamps(root: str, names: Iterable[str]) -> dict[str, str]:
     dict of str to str
         Stamp of each existing file, by name.
     """
-    folder = UPath(root)
+    folder = location(root)
     return _on_disk(str(folder), names) if isinstance(folder, Path) else _in_listing(folder, names)
 
 
@@ -42,7 +42,7 @@ def alike(name: str, root: str) -> str:
 
     Names are alike that differ only in capitals, suffix, spaces at the ends, backslashes, or form of Unicode.
     """
-    for found in listed(UPath(root)):
+    for found in listed(location(root)):
         if found != name and _bare(found) == _bare(name):
             forms = {form: unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
             form = next((form for form, spelled in forms.items() if spelled == found), None)

@@ -10,7 +10,7 @@ from typing import Final, assert_never
 import pandas as pd
 
 from ovr_ray.errors import BadInput, Fault
-from ovr_ray.images.labels import SHOWN, SPLITS, LabelTable, empty_split_faults, listed
+from ovr_ray.images.labels import SHOWN, SPLITS, LabelTable, counted, empty_split_faults, listed
 from ovr_ray.recipe import Data
 
 NAMED: Final = 200
@@ -93,7 +93,7 @@ def _duplicates(table: LabelTable, digests: pd.Series, data: Data) -> Iterator[F
     if len(told) > SHOWN:
         lines.append(f"    and {len(told) - SHOWN} more")
     counts = f"{torn.sum()} of them in different splits, {contrary.sum()} with contrary labels"
-    problem = f"{len(told)} images occur more than once, {counts}:\n" + "\n".join(lines)
+    problem = f"{counted(len(told), 'image occurs', 'images occur')} more than once, {counts}:\n" + "\n".join(lines)
     remedy = "keep one file of each, with the right labels"
     alternative = "" if together else "; or set data.duplicates: together, which keeps them in one split"
     yield Fault("data.images", problem, remedy + alternative)

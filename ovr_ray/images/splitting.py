@@ -34,7 +34,7 @@ def split(labels: pd.DataFrame, settings: RandomSplit, groups: pd.Series | None 
         train, val or test for every row.
     """
     rng = np.random.default_rng(settings.seed)
-    unit = groups if groups is not None else pd.Series(labels.index, index=labels.index)
+    unit = (groups if groups is not None else pd.Series(labels.index, index=labels.index)).rename(None)
     draw = _by_combination if len(labels.columns) <= FEW_LABELS else _by_label
     return unit.map(draw(labels, unit, settings, rng))
 

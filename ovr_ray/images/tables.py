@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import lzma
+import reprlib
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +16,10 @@ from typing import Final
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images.decoding import SUFFIXES
-from ovr_ray.storage import storage_errors
+from ovr_ray.storage import location, storage_errors
 
 SPREADSHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods")
 
@@ -79,13 +82,19 @@ def headerless(path: str, name: str) -> Fault:
 @contextmanager
 def _told(path: str) -> Iterator[None]:
     """Raise what goes wrong while a table is read as :class:`BadInput`."""
-    unreadable: tuple[type[Exception], ...] = (pd.errors.ParserError, EOFError, *storage_errors())
+    damaged = (EOFError, IndexError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+    unreadable: tuple[type[Exception], ...] = (*damaged, *storage_errors())
     try:
         yield
+    except BadInput:
+        raise
     except FileNotFoundError:
         raise BadInput(Fault(path, "no such file")) from None
     except pd.errors.EmptyDataError:
-        raise BadInput(Fault(path, "the file is empty")) from None
+        raise BadInput(Fault(path, "the file is empty, or begins with an empty line")) from None
+    except pd.errors.ParserError as error:
+        remedy = "every row needs as many cells as the first; a cell with a separator or a quote in it needs quotes"
+        raise BadInput(Fault(path, f"cannot be read: {error}", remedy)) from None
     except UnicodeDecodeError as error:
         problem = f"is not in UTF-8: it has the byte 0x{error.object[error.start]:02x}"
         remedy = "for a file from Excel on Windows: iconv -f CP1252 -t UTF-8 OLD.csv > NEW.csv"
@@ -99,7 +108,7 @@ def _told(path: str) -> Iterator[None]:
 @contextmanager
 def _opened(path: str) -> Iterator[io.TextIOWrapper]:
     """Open a text, decompressed, in the encoding that its byte order mark says."""
-    file = UPath(path).absolute()
+    file = location(path).absolute()
     with file.fs.open(file.path, "rb", compression="infer") as content:
         start = content.read(3)
         content.seek(0)
@@ -109,12 +118,13 @@ def _opened(path: str) -> Iterator[io.TextIOWrapper]:
 
 
 def _read_csv(path: str, separator: str) -> pd.DataFrame:
-    suffixes = path.lower().split(".")[-2:]
+    if "tsv" in path.lower().split(".")[-2:]:
+        separator = "\t"
     with _opened(path) as text:
         # read without a header, because pandas would rename the second of two columns of one name
         cells = pd.read_csv(
             text,
-            sep="\t" if "tsv" in suffixes else separator,
+            sep=separator,
             dtype=str,
             header=None,
             index_col=False,
@@ -122,6 +132,13 @@ def _read_csv(path: str, separator: str) -> pd.DataFrame:
             skip_blank_lines=False,
         ).fillna("")
     header = cells.iloc[0].str.strip()
+    if "\0" in "".join(header):
+        remedy = "it may be UTF-16 without a mark: iconv -f UTF-16LE -t UTF-8 OLD.csv > NEW.csv"
+        raise BadInput(Fault(path, "is not in UTF-8: it has null bytes", remedy))
+    of_lines = cells.apply(lambda column: column.str.contains("\n", regex=False)).to_numpy()
+    if swallowed := [cell for cell in cells.to_numpy()[of_lines] if separator in cell]:
+        problem = f"a cell goes over several lines and has separators in it: {reprlib.repr(swallowed[0])}"
+        raise BadInput(Fault(path, problem, "close the quote that it begins with, or write two quotes for one"))
     if images := [name for name in header if name.lower().endswith(SUFFIXES)]:
         raise BadInput(headerless(path, images[0]))
     cells.index = pd.RangeIndex(1, len(cells) + 1)
@@ -132,7 +149,7 @@ def _read_csv(path: str, separator: str) -> pd.DataFrame:
 
 def _read_parquet(path: str) -> pd.DataFrame:
     """Read the columns of plain values only, because reading Ray's extension types unpickles untrusted data."""
-    with UPath(path).open("rb") as file:
+    with location(path).open("rb") as file:
         parquet = pq.ParquetFile(file)
         plain = [field.name for field in parquet.schema_arrow if _is_plain(field.type)]
         columns = parquet.read(plain)

@@ -28,7 +28,7 @@ from ovr_ray.runs import (
     winners_beside,
     write_winners,
 )
-from ovr_ray.storage import side_by_side
+from ovr_ray.storage import location, side_by_side
 
 PROVEN_ON: Final = 8
 """Number of validation images that a joint model is proven on."""
@@ -99,7 +99,7 @@ def combine(
         If no trial of a task reached its end, or the refit of a task is incomplete.
     """
     refuse_lacking_packages(formats)
-    file = UPath(output) if output else run.joint_model
+    file = location(output) if output else run.joint_model
     exported = {form: beside(file, f".{form}") for form in formats}
     _refuse_other_format(file)
     outputs: dict[UPath, Kind] = {file: "model", winners_beside(file): "winners"}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-from upath import UPath
-
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.model import backbones
 from ovr_ray.model.backbones import StateDict
 from ovr_ray.model.checkpoint import WEIGHTS, read_card
 from ovr_ray.recipe import is_weights_file
+from ovr_ray.storage import location
 
 
 def initial_weights(backbone: str, weights: str | None) -> StateDict | None:
@@ -34,7 +33,7 @@ def initial_weights(backbone: str, weights: str | None) -> StateDict | None:
     if not is_weights_file(weights):
         return backbones.named_weights(backbone, weights)
     where = f"backbone {backbone!r}, weights {weights!r}"
-    path = UPath(weights)
+    path = location(weights)
     file = path / WEIGHTS if path.is_dir() else path
     card = read_card(file.parent) if file.name == WEIGHTS else None
     if card and (other := card.config["backbone"]) != backbone:

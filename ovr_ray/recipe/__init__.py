@@ -25,8 +25,10 @@ from ovr_ray.recipe.config import (
     Uniform,
     absolute,
     is_anchored,
+    is_uri,
     is_weights_file,
 )
+from ovr_ray.recipe.loader import dumped
 from ovr_ray.recipe.names import collides, plain
 from ovr_ray.recipe.reading import extended, load, parse
 from ovr_ray.recipe.sections import (
@@ -77,8 +79,10 @@ __all__ = [
     "Uniform",
     "absolute",
     "collides",
+    "dumped",
     "extended",
     "is_anchored",
+    "is_uri",
     "is_weights_file",
     "load",
     "parse",

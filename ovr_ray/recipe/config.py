@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -57,12 +58,27 @@ Stages = Annotated[dict[PositiveInt, Rate], AfterValidator(_starts_at_epoch_one)
 
 def is_anchored(path: str) -> bool:
     """Return whether a path or URI means the same from every folder."""
-    return "://" in path or Path(path).expanduser().is_absolute()
+    return is_uri(path) or Path(_expanded(path)).is_absolute()
 
 
 def absolute(path: str) -> str:
-    """Return the path from the root; URIs stay as they are."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    """Return the path from the root; URIs, and what is no path, stay as they are."""
+    try:
+        return path if is_uri(path) else str(Path(_expanded(path)).resolve())
+    except ValueError:  # a null character
+        return path
+
+
+def is_uri(path: str) -> bool:
+    """Return whether a text begins with a protocol, such as ``s3://``, or with several, ``simplecache::s3://``."""
+    return re.match(r"[A-Za-z][\w+.:-]*://", path) is not None
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # there is no such user
+        return path
 
 
 def is_weights_file(weights: str) -> bool:

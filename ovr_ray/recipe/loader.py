@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from ovr_ray.errors import BadInput, Fault
 
 class Loader(yaml.SafeLoader):
     """A safe loader that refuses what would be read as something else than was meant."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node; refuse with its place what looks like a date or a number and is none."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, ValueError) as error:
+            raise _refused(node, f"{reprlib.repr(node.value)} cannot be read ({error}); write it in quotes") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping whose keys are plain, and given once."""
@@ -35,10 +43,15 @@ class Loader(yaml.SafeLoader):
         return int(node.value)
 
 
+class _Dumper(yaml.SafeDumper):
+    """A dumper that quotes whatever text our loader would read as a number."""
+
+
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _kind in (Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def read_mapping(path: Path, every_field: str) -> dict[str, Any]:
@@ -68,7 +81,15 @@ def read_mapping(path: Path, every_field: str) -> dict[str, Any]:
         raise BadInput(Fault(where, problem)) from None
     if not isinstance(raw, dict):
         raise BadInput(Fault(str(path), "is not a recipe", f"every field: {every_field}"))
-    return _unshared(raw)
+    try:
+        return _unshared(raw)
+    except RecursionError:
+        raise BadInput(Fault(str(path), "has an anchor (&) that contains itself", "write its content out")) from None
+
+
+def dumped(plain: dict[str, Any]) -> str:
+    """Return a mapping as YAML, in which text stays text for our loader, too: ``"1e3"`` is quoted."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_value(text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def extended(recipe: Recipe, extensions: Sequence[str]) -> Recipe:
     faults, tasks = [], dict(recipe.tasks)
     for extension in extensions:
         name, _, more = extension.partition("=+")
-        if not more.isdecimal():
+        if not more.isdecimal() or len(more) > 9:
             faults.append(Fault(f"--extend {extension}", "is not of the form TASK=+N"))
         elif name not in tasks:
             faults.append(Fault(f"--extend {extension}", "no such task", f"tasks: {', '.join(tasks)}"))
@@ -134,7 +135,8 @@ def _fault(error: ErrorDetails, source: str) -> Fault:
     path = _path(error["loc"])
     where = f"{source}: {path}" if path else source
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path.rpartition(".")[2], _field_names(), 1)
+        name = path.rpartition(".")[2]
+        close = [field for field in difflib.get_close_matches(name, _field_names(), 1) if field != name]
         return Fault(where, "no such field", f"did you mean {close[0]!r}?" if close else f"every field: {REFERENCE}")
     if error["type"] == "missing":
         return Fault(where, "is required and missing")
@@ -150,7 +152,9 @@ def _remedy(error: ErrorDetails, path: str) -> str:
     """Return what to write instead, where that is known."""
     given = error["input"]
     if error["type"] == "string_type" and given is not None:
-        return f"write it in quotes: {path.rpartition('.')[2]}: '{given}'"
+        is_as_written = isinstance(given, int | date) and not isinstance(given, bool | datetime)
+        example = f": {path.rpartition('.')[2]}: '{given}'" if is_as_written else ""
+        return f"if it is a text, write it in quotes{example}"
     if error["type"] == "value_error":
         return ""
     if ".space." in path and isinstance(given, list):

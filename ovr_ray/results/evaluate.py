@@ -25,7 +25,7 @@ from ovr_ray.runs import (
     refuse_foreign,
     with_images,
 )
-from ovr_ray.storage import write_whole
+from ovr_ray.storage import location, write_whole
 
 
 def evaluate(
@@ -68,7 +68,7 @@ def evaluate(
     BadInput
         If labels or images are wrong, or a file would be replaced that this program did not write.
     """
-    file = UPath(output) if output else metrics_beside(model.file)
+    file = location(output) if output else metrics_beside(model.file)
     outputs: dict[UPath, Kind] = {file: "metrics"}
     refuse_foreign(outputs | ({predictions_beside(file): "predictions"} if labels is None else {}))
     data, scored_tasks, table = _truth(model, labels, images, tasks, separator)
@@ -110,7 +110,7 @@ def _truth(
     if faults := list(_option_faults(model, labels, only, separator)):
         raise BadInput(faults)
     if labels is not None:
-        given = {"labels": labels, "images": images or str(UPath(labels).parent)}
+        given = {"labels": labels, "images": images or str(location(labels).parent)}
         data = recipe.data.model_copy(update={**given, "limit": None, "group": None})
         data = data.model_copy(update={"separator": separator}) if separator else data
         _refuse_absent_columns(data, tasks)

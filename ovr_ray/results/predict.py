@@ -22,6 +22,7 @@ from ovr_ray.recipe import Recipe, parse
 from ovr_ray.results.finding import located
 from ovr_ray.results.worker import answer
 from ovr_ray.runs import RunFolder, joint_model_in
+from ovr_ray.storage import location
 
 CHUNK: Final = 128
 """Images that one Ray task predicts. A prediction of no more images starts no cluster."""
@@ -53,7 +54,7 @@ class SavedModel:
     """
 
     def __init__(self, path: str) -> None:
-        self.file = UPath(path).absolute()
+        self.file = location(path).absolute()
         if self.file.is_dir():
             folder = self.file
             self.file = joint_model_in(folder)
@@ -91,7 +92,10 @@ def predict(
         One row per file, in the given order: ``filename``; for every label ``<label>_probability`` (float) and
         ``<label>`` (0/1); ``error``, the reason why a file could not be read. Its other cells are empty.
     """
-    images = files if isinstance(files, pd.DataFrame) else located(files, root)
+    if isinstance(files, pd.DataFrame):
+        images = files
+    else:  # below a root, as in training, a name is a plain name whatever it looks like
+        images = located([f"{root}/{name}" for name in files] if root else files).assign(filename=list(files))
     chunks = [images.iloc[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     answers = {}
     with progress(len(images)) as advance:

@@ -128,3 +128,10 @@ def test_whatever_is_in_a_file_it_is_decoded_or_refused_with_a_reason() -> None:
             assert (image.dtype, image.shape[0]) == (np.uint8, 3)
             outcomes["decoded"] += 1
     assert min(outcomes.values()) > 100, outcomes
+
+
+def test_the_transparent_level_of_a_gray_png_of_16_bits_is_white() -> None:
+    content = io.BytesIO()
+    levels = np.array([[0, 1000, 65535, 1001]], np.uint16)
+    Image.fromarray(levels).save(content, "PNG", transparency=1000)
+    assert decode(content.getvalue(), GRAY)[0, 0].tolist() == [0, 255, 255, 4]

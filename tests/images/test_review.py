@@ -70,7 +70,7 @@ def test_where_duplicates_stay_together_only_what_that_does_not_mend_is_told() -
     labels = [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
     assert notes(table_of(4, crack=labels), holding("aabcdefg"), duplicates="together") == []
     (note,) = notes(table_of(4, crack=labels), holding("aabbcdef"), duplicates="together")
-    assert "1 images occur more than once" in note
+    assert "1 image occurs more than once" in note
     assert "'2.png' = '3.png': in train, contrary labels of 'crack'" in note
     assert note.endswith("    -> keep one file of each, with the right labels")
 

@@ -64,6 +64,16 @@ def test_parquet_booleans_are_0_and_1_and_empty_where_unknown(tmp_path: Path) ->
         ("labels.csv", b"filename;a\na.png;1;2\n", "cannot be read: Error tokenizing data"),
         ("labels.parquet", b"filename;a\n", "cannot be read: Parquet magic bytes not found"),
         ("labels.csv", b"", "the file is empty"),
+        ("labels.csv", b"\nfilename;a\n", "the file is empty, or begins with an empty line"),
+        ("labels.csv", "filename;a\n".encode("utf-16-le"), "it has null bytes\n    -> it may be UTF-16"),
+        (
+            "labels.csv",
+            b'filename;a;note\na.png;1;"5 cm\nb.png;0;5" long\n',
+            "a cell goes over several lines",
+        ),
+        ("labels.csv.gz", gzip.compress(TEXT.encode())[:-9] + b"\0", "cannot be read: "),
+        ("labels.csv.xz", TEXT.encode(), "cannot be read: "),
+        ("labels.csv.zip", TEXT.encode(), "cannot be read: "),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_with_a_remedy(
@@ -74,3 +84,10 @@ def test_a_file_that_cannot_be_read_is_told_with_a_remedy(
         read_table(str(tmp_path / name), ";")
     assert f"{tmp_path / name}" in str(caught.value)
     assert message in str(caught.value)
+    assert len(caught.value.faults) == 1
+    assert str(caught.value).count(name) == 1
+
+
+def test_a_text_in_quotes_may_have_lines_or_separators(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text('filename;a;note\na.png;1;"two\nlines"\nb.png;0;"one; line"\n')
+    assert cells(tmp_path / "labels.csv")[1:] == [["a.png", "1", "two\nlines"], ["b.png", "0", "one; line"]]

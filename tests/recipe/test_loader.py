@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ovr_ray.errors import BadInput
-from ovr_ray.recipe import Recipe, load
+from ovr_ray.recipe import Recipe, dumped, load
+from ovr_ray.recipe.loader import read_value
 
 RECIPE = """\
 name: cells
@@ -82,3 +83,33 @@ def test_what_is_meant_otherwise_is_refused_with_its_place_and_the_remedy(
 def test_an_override_is_refused_in_the_same_words(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         loaded(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-13-45",
+        "2024-01-15T25:00:00",
+        "!!int abc",
+        "!!float x",
+        "!!bool x",
+        '!!int ""',
+        "!!timestamp x",
+        "9" * 5000,
+    ],
+)
+def test_what_only_looks_like_a_date_or_a_number_is_told_with_its_place(value: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"tasks: {{}}\nname: {value}\n")
+    with pytest.raises(BadInput, match=r"recipe\.yaml, line 2, column 7: .* cannot be read .*write it in quotes"):
+        load(tmp_path / "recipe.yaml")
+
+
+def test_an_anchor_that_contains_itself_is_told(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: &x [*x]\n")
+    with pytest.raises(BadInput, match="has an anchor"):
+        load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e3", "no", "010", "2024-01-15", "1:30", "a: b", "裂纹", "~", "1"])
+def test_text_that_is_written_is_read_as_the_same_text(text: str, tmp_path: Path) -> None:
+    assert read_value(dumped({text: text})) == {text: text}

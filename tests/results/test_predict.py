@@ -23,7 +23,7 @@ from ovr_ray.images import read_image
 from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
 from ovr_ray.recipe import Recipe
 from ovr_ray.results import SavedModel
-from ovr_ray.results.predict import in_turn
+from ovr_ray.results.predict import in_turn, predict
 from ovr_ray.runs import RunFolder
 from tests.support import BACKBONE, GRAY, joint_metadata, random_images, random_sub_model
 
@@ -130,3 +130,14 @@ def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: No
     answers = dict(in_turn(SavedModel(str(tmp_path / "joint.pt")), chunks, process))
     assert sorted(answers) == list(range(8))
     assert pd.concat(answers.values()).process.nunique() <= 2
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("name", ["img://x.png", "s3://b/x.png", "~x.png", "a::b.png", "/x.png"])
+def test_below_a_root_a_name_is_a_plain_name_whatever_it_looks_like(
+    name: str, finished: RunFolder, cells: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(cells / "images" / "cell00.png", f"{tmp_path}/{name}")
+    table = predict(SavedModel(str(finished.path)), [name], str(tmp_path))
+    assert (table.filename[0], table.error[0]) == (name, "")
