@@ -25,8 +25,8 @@ FLOORS = (
     ("joint", "training", "checks"),
     ("images", "runs"),
     ("model", "cluster"),
-    ("recipe",),
-    ("storage", "errors", "choices", "ray_quirks", "_version"),
+    ("recipe", "storage"),
+    ("errors", "choices", "ray_quirks", "_version"),
 )
 """The rooms from the top floor down. Imports go downwards only."""
 
