@@ -96,10 +96,10 @@ def test_check_and_prepare_note_images_that_occur_twice_or_end_with_2(recipe: Pa
     for verb in ("check", "prepare"):
         noted = run_cli(verb, recipe, f"--set=data.images={folder}")
         assert noted.exit_code == 0
-        assert "note: data.images: 1 images occur more than once" in noted.stderr
+        assert "note: data.images: 1 image occurs more than once" in noted.stderr
     refused = run_cli("check", recipe, f"--set=data.images={folder}", "--set=data.duplicates=error")
     assert refused.exit_code == 2
-    assert refused.stderr.startswith("data.images: 1 images occur more than once")
+    assert refused.stderr.startswith("data.images: 1 image occurs more than once")
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_images_that_occur_twice_are_noted_or_refused_before_anything_is_trained
     assert "'images/cell05.png' = 'images/cell06.png'" in images.notes[0].problem
     before = files_of(recipe)
     data = recipe.data.model_copy(update={"duplicates": "error"})
-    with pytest.raises(BadInput, match="1 images occur more than once"):
+    with pytest.raises(BadInput, match="1 image occurs more than once"):
         loaded(recipe.model_copy(update={"data": data}))
     assert files_of(recipe) == before
 

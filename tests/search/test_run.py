@@ -137,7 +137,7 @@ def test_a_search_begins_with_the_notes_on_its_images(
     console = Console(file=io.StringIO(), record=True)
     tune(make_recipe(data={"images": str(folder)}, tasks={"crack": task}, search=short), console=console)
     told, _, later = console.export_text().partition("80 images decoded")
-    assert told.startswith("note: data.images: 1 images occur more than once")
+    assert told.startswith("note: data.images: 1 image occurs more than once")
     assert "'images/cell05.png' = 'images/cell06.png': in " in told
     assert "best of crack" in later
 
