@@ -89,6 +89,7 @@ def test_check_prints_every_fault_and_ends_with_2(recipe: Path) -> None:
     assert "there is no such backbone" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_check_and_prepare_note_images_that_occur_twice_or_end_with_2(recipe: Path, cells: Path) -> None:
     folder = shutil.copytree(cells, recipe.parent / "cells")

@@ -44,7 +44,7 @@ def assert_alike(table: pd.DataFrame, other: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(table, other, check_dtype=False, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("csv", marks=pytest.mark.slow)])
 def test_the_parts_together_are_the_one_table_and_only_missing_ones_are_predicted_again(
     form: TableFormat, finished: RunFolder, cells: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:

@@ -54,6 +54,7 @@ def test_it_is_reported_with_the_joint_model_that_it_has(older: RunFolder) -> No
     assert "predicted yes" in page  # the confusion matrices of its metrics.json
 
 
+@pytest.mark.slow
 def test_it_is_combined_from_its_search_and_from_its_refit(older: RunFolder, tmp_path: Path) -> None:
     before = json.loads((older.path / "winners.json").read_text())
     model = ovr_ray.combine(older, output=str(tmp_path / "search.pt"))
