@@ -12,14 +12,17 @@ import logging
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import aiohttp
@@ -144,6 +147,8 @@ class _Jobs:
 
     def _follow(self, name: str, is_search: bool) -> JobDetails:
         """Follow a job to its end: with the live table on a terminal, else with its log."""
+        is_main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, _interrupt) if is_main else None
         try:
             while not (job := self.client.get_job_info(name)).status.is_terminal():
                 if is_search and self.console.is_terminal:
@@ -155,6 +160,9 @@ class _Jobs:
             stop = f"ray job stop --address {self.client.get_address()} {name}"
             message = f"no longer followed; the job continues, and the same command follows it; {stop} stops it"
             raise Interrupted(message) from None
+        finally:
+            if is_main:
+                signal.signal(signal.SIGINT, handler)
 
     def _show_table(self, name: str) -> None:
         with Live(console=self.console, refresh_per_second=2) as live:
@@ -183,6 +191,11 @@ class _Jobs:
         if job.driver_exit_code == BadInput.exit_code:
             raise BadInput(Fault(f"job {name}", f"found its input wrong:\n{end}"))
         raise RunFailed(f"job {name} failed: {job.message}\n{end}")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Stop at once on Ctrl-C. By default asyncio cancels its task, and one that is about to end ignores that."""
+    raise KeyboardInterrupt
 
 
 def _client(address: str) -> JobSubmissionClient:

@@ -61,7 +61,6 @@ def pixels(run: RunFolder, filenames: pd.Series) -> torch.Tensor:
     )
 
 
-@torch.inference_mode()
 def test_a_refit_finds_images_that_were_moved(run: RunFolder, cells: Path, tmp_path: Path) -> None:
     recipe = run.path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(cells), "/gone"))
@@ -78,6 +77,7 @@ def test_a_refit_finds_images_that_were_moved(run: RunFolder, cells: Path, tmp_p
     assert fold.predictions() is not None
 
 
+@torch.inference_mode()
 def test_no_image_is_predicted_by_a_sub_model_that_was_trained_on_it(refitted: RunFolder) -> None:
     table = out_of_fold(refitted)
     for number in range(FOLDS):
