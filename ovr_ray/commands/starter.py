@@ -68,7 +68,7 @@ def starter_recipe(labels: str, images: str | None = None) -> str:
         faults.append(Fault(labels, "no column names image files", f"such names end in {', '.join(SUFFIXES)}"))
     if not found.labels:
         faults.append(Fault(labels, "no column holds 0 and 1", "a label is a column of 1 for yes and 0 for no"))
-    if twice := [name for name, count in Counter(found.table.columns).items() if faults and count > 1]:
+    if twice := [name for name, times in Counter(found.table.columns).items() if faults and times > 1]:
         problem = f"has columns of the same name: {', '.join(map(repr, twice))}"
         faults.append(Fault(labels, problem, "give every column a name of its own"))
     if faults or found.filename is None:
@@ -108,7 +108,7 @@ def _read(labels: str, folder: str) -> _Found:
 
 
 def _columns(table: pd.DataFrame, separator: str, folder: str) -> _Found:
-    alone = [name for name, count in Counter(table.columns).items() if count == 1]
+    alone = [name for name, times in Counter(table.columns).items() if times == 1]
     named = [name for name in alone if table[name].str.strip().str.lower().str.endswith(SUFFIXES).mean() > 0.5]
     if not named:
         first = {name: table[name].head(100).unique() for name in alone}

@@ -170,6 +170,7 @@ def _check_columns(table: pd.DataFrame, data: Data, columns: list[str], with_spl
 
 
 def listed(items: Iterable[object], between: str = ", ") -> str:
+    """Return the first :data:`SHOWN` items as text, and how many more there are."""
     texts = [str(item) for item in items]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return between.join(texts[:SHOWN]) + more
@@ -185,6 +186,7 @@ def _groups(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def counted(count: int, one: str, many: str) -> str:
+    """Return a number with the words that fit it."""
     return f"{count} {one if count == 1 else many}"
 
 
