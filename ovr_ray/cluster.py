@@ -210,8 +210,9 @@ def slots(need: Share) -> int:
 
 
 def smallest_object_store() -> float:
-    """Return the bytes of the smallest object store: each node on which trials run holds a copy of all images."""
-    able = [node["Resources"] for node in _alive() if node["Resources"].get("CPU")]
+    """Return the bytes of the smallest object store that holds all images: of nodes that train, and the driver's."""
+    own = ray.get_runtime_context().get_node_id()
+    able = [node["Resources"] for node in _alive() if node["Resources"].get("CPU") or node["NodeID"] == own]
     return min((node.get("object_store_memory", 0.0) for node in able), default=0.0)
 
 

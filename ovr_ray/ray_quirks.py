@@ -123,12 +123,8 @@ def loopback_only() -> Iterator[None]:
     Ray binds its ports to all interfaces unless it thinks that it runs on Windows or macOS, where this avoids the
     firewall's questions. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`` has the same effect, but only before Ray is imported.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _replaced(ray_constants, ENABLE_RAY_CLUSTER=False):
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def last_failure(error_file: str | None) -> str:
@@ -160,6 +156,40 @@ def forget_history(trial: Any) -> None:
     """Drop an ended trial's metrics, of which Tune keeps three copies until the search ends."""
     kept = trial.run_metadata
     kept.metric_analysis, kept.metric_n_steps = {}, {}
+
+
+@contextmanager
+def lean_tune() -> Iterator[None]:
+    """Keep Tune from doing, within this block, what only costs time here.
+
+    It would read all results of all trials into memory when a search ends; import MLflow and W&B, if they are there,
+    to count their callbacks; and set variables for the trials, for which Ray starts new processes, although processes
+    wait. Credentials are set nevertheless.
+    """
+    from ray.air._internal import usage
+    from ray.tune import ExperimentAnalysis
+    from ray.tune.execution import class_cache
+
+    credentials = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    with (
+        _replaced(ExperimentAnalysis, _fetch_trial_dataframes=lambda self: {}),
+        _replaced(usage, tag_callbacks=lambda callbacks: False),
+        _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=credentials),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Replace attributes of a module or class within this block."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def stand_in(trial_id: str) -> Any:

@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from torch import nn
 from upath import UPath
@@ -86,6 +87,11 @@ def assignment(
         score_column="val_average_precision",
         checkpoints=checkpoints or Checkpoints(),
     )
+
+
+def pretend_cpu(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:
+    """Have torch say that this process runs on a processor with these instructions; torch 2.8 is not asked this way."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:

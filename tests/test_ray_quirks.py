@@ -124,6 +124,21 @@ def test_the_history_that_tune_keeps_can_be_dropped(crashed: Trial) -> None:
     assert not crashed.metric_n_steps
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_lean_tune_reads_no_results_and_needs_no_new_process_for_a_trial(tmp_path: Path) -> None:
+    def score(config: dict[str, Any]) -> None:
+        tune.report({"score": 0.5, "fresh": "PL_DISABLE_FORK" in os.environ})
+
+    def fitted() -> tuple[int, bool]:
+        run_config = tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0)
+        (found,) = tune.Tuner(score, run_config=run_config).fit()
+        return found.metrics_dataframe is not None, found.metrics["fresh"]
+
+    assert fitted() == (True, True)
+    with ray_quirks.lean_tune():
+        assert fitted() == (False, False)
+
+
 def test_asha_needs_nothing_of_a_trial_but_its_identifier() -> None:
     asha = ASHAScheduler(time_attr="epoch", metric="score", mode="max", max_t=9, grace_period=1, reduction_factor=2)
     decisions = []

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ovr_ray.choices import LEAST_IMAGE_SIZE
+from ovr_ray.commands import telling
 from ovr_ray.errors import BadInput, Fault
 
 if TYPE_CHECKING:
     from ovr_ray.recipe import Recipe
+    from ovr_ray.results import SavedModel
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file; every field: jobs/recipes/reference.yaml")
@@ -21,7 +23,9 @@ LabelFile = Annotated[
     str, typer.Argument(metavar="LABELS.csv", help="CSV with a column of filenames and a column of 0/1 per label")
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, <storage>/<name>")]
-ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a joint.pt, or a run folder that has one")]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a joint.pt or joint.onnx, or a run folder that has one")
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="e.g. --set search.max_epochs=3")]
 Extensions = Annotated[
     list[str], typer.Option("--extend", metavar="TASK=+N", help="N trials more than the recipe says (repeatable)")
@@ -90,6 +94,15 @@ def _check_folder(output: str | Path) -> None:
 
     if ray_quirks.in_job():
         raise BadInput(Fault(f"--output {output}", "a job's folder goes away", "give an absolute path"))
+
+
+def open_model(path: str, are_many: bool = False) -> SavedModel:
+    """Open a joint model, and print which file answers; for very many images also that ONNX Runtime could."""
+    from ovr_ray.results import SavedModel
+
+    opened = SavedModel(path)
+    telling.print_engine(opened.files, are_many)
+    return opened
 
 
 def read_recipe(path: str, overrides: list[str], extensions: list[str] = []) -> Recipe:  # noqa: B006

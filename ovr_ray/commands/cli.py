@@ -30,6 +30,7 @@ from ovr_ray.commands.arguments import (
     WarmStarts,
     check_output,
     is_folder,
+    open_model,
     read_picks,
     read_recipe,
 )
@@ -176,7 +177,7 @@ def evaluate(
     from ovr_ray.commands import verbs
 
     check_output(output)
-    telling.print_metrics(verbs.evaluate(model, labels, images, output, task, separator))
+    telling.print_metrics(verbs.evaluate(open_model(model), labels, images, output, task, separator))
 
 
 @app.command()
@@ -204,7 +205,7 @@ def predict(
     if form and not in_parts:
         raise BadInput(Fault(f"--format {form}", "is for a folder of parts", "give --output DIR"))
     check_output(output, is_table=not in_parts)
-    opened = results.SavedModel(model)
+    opened = open_model(model, are_many=in_parts)
     if output and in_parts:
         telling.print_parts(verbs.predict_parts(opened, paths, output, images, form or "parquet"))
         return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ovr_ray.choices import ExportFormat
     from ovr_ray.errors import Fault
     from ovr_ray.images import LabelTable
-    from ovr_ray.joint import JointMetadata
+    from ovr_ray.joint import JointMetadata, ModelFiles
     from ovr_ray.results import Parts
     from ovr_ray.runs import Scores
 
@@ -48,6 +48,14 @@ def print_notes(notes: Iterable[Fault]) -> None:
     """Print what is worth a look but stops nothing."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def print_engine(files: ModelFiles, are_many: bool = False) -> None:
+    """Print that ONNX Runtime answers on CPUs, or, for many images, that it could."""
+    if files.on_cpu != files.file:
+        typer.echo(f"on CPUs, {files.on_cpu} answers, by ONNX Runtime", err=True)
+    elif are_many and files.file.endswith(".pt"):
+        typer.echo("on CPUs, joint.onnx is about twice as fast: ovr-ray combine RUN --format onnx", err=True)
 
 
 def print_answers(table: pd.DataFrame, labels: Sequence[str]) -> None:

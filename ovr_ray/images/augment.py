@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 from ovr_ray.recipe import Augment
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 
 def augmented(images: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
@@ -37,6 +41,8 @@ def augmented(images: torch.Tensor, augment: Augment, rng: np.random.Generator) 
 
 def _change(image: torch.Tensor, augment: Augment) -> v2.Transform:
     """Return the requested torchvision transforms; the image's mean fills the corners that a rotation empties."""
+    from torchvision.transforms import v2  # takes two seconds; predictions import this file, too
+
     changes: list[v2.Transform] = []
     if augment.rotation or augment.shift:
         shift, fill = (augment.shift, augment.shift), image.float().mean((1, 2)).tolist()

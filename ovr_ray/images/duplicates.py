@@ -8,8 +8,6 @@ from typing import assert_never
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ovr_ray.images.decoding import UnreadableImage, read_file
 from ovr_ray.images.files import stamps
@@ -35,6 +33,9 @@ def units(files: pd.Series, groups: pd.Series | None, data: Data) -> pd.Series |
     """
     match data.duplicates:
         case "together":
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
             own = pd.Series(files.index, files.index) if groups is None else groups
             group, content, count = pd.factorize(own)[0], contents(files, data.images).to_numpy(), len(files)
             shared = coo_array((np.ones(count), (group, content + count)), shape=(2 * count, 2 * count))

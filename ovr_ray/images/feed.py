@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ovr_ray.images.augment import augmented
-from ovr_ray.images.image_set import Images, ImageSet
+from ovr_ray.images.image_set import ImageSet
+from ovr_ray.images.shards import Images
 from ovr_ray.recipe import Augment
 
 CPU = torch.device("cpu")

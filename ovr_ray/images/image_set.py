@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,9 @@ from ovr_ray.errors import Fault, RunFailed
 from ovr_ray.images.labels import LabelTable
 from ovr_ray.images.progress import progress
 from ovr_ray.images.review import reviewed
-from ovr_ray.images.shards import Shard, missing, shards
+from ovr_ray.images.shards import Images, Shard, missing, shards
 from ovr_ray.recipe import Data
 from ovr_ray.storage import side_by_side, storage_errors
-
-Images = dict[int, np.ndarray]
-"""Images, uint8 (C, H, W), by row of the label table."""
 
 WINDOW = 8
 """Shards that a stream shuffles together. It reads the next window ahead, and holds no more than these two."""
@@ -99,20 +96,20 @@ class ImageSet:
         order = np.arange(len(selected)) if rng is None else rng.permutation(len(selected))
         portions = np.split(order, range(WINDOW, len(order), WINDOW))
 
-        def read(portion: np.ndarray) -> Images:
-            window: Images = {}
-            for shard in (selected[at] for at in portion):
-                window |= _by_row(*shard.images(wanted, verify=shard.file not in self._verified))
-                self._verified.add(shard.file)
-            return window
+        def read(at: int) -> Images:
+            shard = selected[at]
+            images = shard.images(wanted, verify=shard.file not in self._verified)
+            self._verified.add(shard.file)
+            return images
 
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(read, portions[0])
+        with ThreadPoolExecutor(WINDOW) as pool:
+            pending = [pool.submit(read, at) for at in portions[0]]
             for portion in portions[1:]:
-                window, pending = pending.result(), pool.submit(read, portion)
+                window = _together(pending)
+                pending = [pool.submit(read, at) for at in portion]
                 yield window
                 del window  # otherwise three windows would be in memory while the next one is awaited
-            yield pending.result()
+            yield _together(pending)
 
     @cached_property
     def _verified(self) -> set[UPath]:
@@ -189,37 +186,25 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
     wanted = (table.splits != "test").to_numpy()
     if wanted.sum() * data.channels * data.image_size**2 > memory:
         return images, table
-    return replace(images, blocks=list(_blocks(all_shards, wanted))), table
+    selected = [shard for shard in all_shards if wanted[shard.rows].any()]
+    return replace(images, blocks=side_by_side(partial(_block, wanted=wanted), selected)), table
 
 
 def _on_cluster(given: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
     """Apply ``work`` to each shard in a Ray task of its own, at most one task per CPU at the same time."""
-    tasks = ray.data.TaskPoolStrategy(size=_tasks(given))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    tasks = ray.data.TaskPoolStrategy(size=max(1, min(len(given), cpus)))
     items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in given], override_num_blocks=len(given))
     return items.map_batches(work, batch_size=None, compute=tasks)
 
 
-def _tasks(given: list[Shard]) -> int:
-    """Return how many tasks run at the same time: Ray does not limit tasks that claim no CPU."""
-    return max(1, min(len(given), int(ray.cluster_resources().get("CPU", 1))))
+def _block(shard: Shard, wanted: np.ndarray) -> ray.ObjectRef[tuple[np.ndarray, np.ndarray]]:
+    """Put the wanted rows and images of a shard into the object store.
 
-
-def _blocks(all_shards: list[Shard], wanted: np.ndarray) -> Iterator[ray.ObjectRef]:
-    """Yield references to the wanted rows and images of each shard, which Ray tasks read.
-
-    The tasks claim no CPU: if blocks are lost, Ray repeats their tasks while trials may hold every CPU.
+    The driver reads them: tasks would need processes of their own, which import torch for seconds.
     """
-    selected = [shard for shard in all_shards if wanted[shard.rows].any()]
-    read, shared, count = ray.remote(num_cpus=0)(_read), ray.put(wanted), _tasks(selected)
-    for portion in (selected[start::count] for start in range(count)):
-        blocks = read.options(num_returns=len(portion)).remote(portion, shared)
-        yield from blocks if isinstance(blocks, list) else [blocks]
-
-
-def _read(given: list[Shard], wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the shards' rows and images one shard after the other, so that only one is in memory."""
-    for shard in given:
-        yield shard.images(wanted)
+    images = shard.images(wanted)
+    return ray.put((np.array(list(images)), np.stack(list(images.values()))))
 
 
 def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -234,6 +219,11 @@ def _make(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _shards_in(batch: dict[str, np.ndarray]) -> list[Shard]:
     return [pickle.loads(shard) for shard in batch["shard"]]
+
+
+def _together(pending: list[Future[Images]]) -> Images:
+    """Wait for the shards of a window; their order is that of the list."""
+    return {row: image for images in pending for row, image in images.result().items()}
 
 
 def _by_row(rows: np.ndarray, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

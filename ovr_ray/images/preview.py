@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.utils import make_grid
 
 from ovr_ray.images.augment import augmented
 from ovr_ray.images.decoding import BadImage, read_image
@@ -81,6 +80,8 @@ def _readable(names: Iterable[str], data: Data) -> Iterator[torch.Tensor]:
 
 
 def _before_and_after(images: list[torch.Tensor], augment: Augment, rng: np.random.Generator) -> Image.Image:
+    from torchvision.utils import make_grid
+
     batch = torch.stack(images)
     rows = [batch, *(augmented(batch.clone(), augment, rng) for _ in range(DRAWS))]
     tiles = torch.nn.functional.interpolate(torch.cat(rows).float(), (TILE, TILE), mode="bilinear", antialias=True)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,9 @@ READ_AHEAD = 16
 
 LAYOUT = 3
 """Version of the shards; increase it if the decoder or the content of a shard changes."""
+
+Images = dict[int, np.ndarray]
+"""Images, uint8 (C, H, W), by row of the label table."""
 
 FACTS: Final = tuple(field.name for field in fields(Facts))
 """Columns of a shard that hold the facts of its images."""
@@ -71,7 +75,7 @@ class Shard:
         """Channels, height and width of an image."""
         return self.data.channels, self.data.image_size, self.data.image_size
 
-    def images(self, wanted: np.ndarray, verify: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def images(self, wanted: np.ndarray, verify: bool = True) -> Images:
         """Read the wanted images of the shard; make the shard first if it is missing or damaged.
 
         Parameters
@@ -83,9 +87,8 @@ class Shard:
 
         Returns
         -------
-        rows : ndarray of int64, (N)
-        images : ndarray of uint8, (N, C, H, W)
-            All zeros if an image cannot be decoded.
+        Images
+            Views of what was read. An image that cannot be decoded is all zeros.
 
         Raises
         ------
@@ -98,10 +101,9 @@ class Shard:
                 table = parquet.read_row_groups(self._groups_with(wanted, parquet), columns=["place", "image"])
         except (OSError, pa.ArrowException):
             table = self.make()
-        rows = self.rows[table["place"].to_numpy()]
-        images = _joined([_pixels(chunk, self.shape) for chunk in table["image"].chunks], self.shape)
-        chosen = wanted[rows]
-        return (rows, images) if chosen.all() else (rows[chosen], images[chosen])
+        rows = self.rows[table["place"].to_numpy()].tolist()
+        images = chain.from_iterable(_pixels(chunk, self.shape) for chunk in table["image"].chunks)
+        return {row: image for row, image in zip(rows, images, strict=True) if wanted[row]}
 
     def facts(self) -> pd.DataFrame:
         """Return ``row``, ``sums``, ``squares`` and the :class:`Facts` of every image, without reading pixels.
@@ -228,11 +230,6 @@ def _pixels(chunk: pa.FixedSizeBinaryArray, shape: tuple[int, int, int]) -> np.n
     size = int(np.prod(shape))
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
     return flat.reshape(len(chunk), *shape)
-
-
-def _joined(chunks: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
-    """Join chunks of images; a single chunk is not copied."""
-    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty((0, *shape), np.uint8), *chunks])
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:

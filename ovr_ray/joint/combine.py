@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never, get_args
@@ -11,7 +12,7 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import BadImage, read_image, read_labels, refuse_moved
-from ovr_ray.joint.export import refuse_lacking_packages, write_exported, write_torchscript
+from ovr_ray.joint.export import write_exported, write_torchscript
 from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
 from ovr_ray.joint.refine import PLAIN, Refined, Refinement, refine, refine_folds, validation_images
@@ -28,7 +29,7 @@ from ovr_ray.runs import (
     winners_beside,
     write_winners,
 )
-from ovr_ray.storage import location, side_by_side
+from ovr_ray.storage import location, read_whole, side_by_side
 
 PROVEN_ON: Final = 8
 """Number of validation images that a joint model is proven on."""
@@ -98,7 +99,6 @@ def combine(
     RunFailed
         If no trial of a task reached its end, or the refit of a task is incomplete.
     """
-    refuse_lacking_packages(formats)
     file = location(output) if output else run.joint_model
     exported = {form: beside(file, f".{form}") for form in formats}
     _refuse_other_format(file)
@@ -130,7 +130,8 @@ def combine(
     write_torchscript(model, file, metadata, proof)
     write_winners(file, {task: answer.record for task, answer in answers.items()})
     for form, other in exported.items():
-        write_exported(model, other, form, metadata, proof)
+        digest = hashlib.sha256(read_whole(file)).hexdigest()
+        write_exported(model, other, form, metadata.model_copy(update={"torchscript": digest}), proof)
     return file
 
 

@@ -1,4 +1,4 @@
-"""A joint model as a file: TorchScript, ONNX or torch.export. Everything that depends on a format is in this file.
+"""Write a joint model as TorchScript, ONNX or torch.export; `engine.py` reads them.
 
 Writing includes a proof: the file is loaded again, and must give the answers of the Python sub-models.
 """
@@ -8,22 +8,19 @@ from __future__ import annotations
 import copy
 import io
 import tempfile
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final, assert_never
 
 import torch
-from torch.export import Dim
 from upath import UPath
 
-from ovr_ray.errors import BadInput, Fault, RunFailed
+from ovr_ray.errors import RunFailed
+from ovr_ray.joint.engine import OnnxRuntime, deprecation_known, load_torchscript
 from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.joint.module import Ensemble, JointModel
-from ovr_ray.model import SubModel, prepared
+from ovr_ray.model import SubModel, activate_out_of_place, prepared
 from ovr_ray.recipe import ExportFormat
 from ovr_ray.runs import METADATA
 from ovr_ray.storage import write_whole
@@ -33,13 +30,6 @@ TOLERANCE: Final = 1e-4
 
 Joint = Callable[[torch.Tensor], torch.Tensor]
 """A function from images to probabilities."""
-
-
-def refuse_lacking_packages(formats: Collection[ExportFormat]) -> None:
-    """Raise :class:`BadInput` if ONNX is wanted and its packages are not installed."""
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-    if "onnx" in formats and lacking:
-        raise BadInput(Fault("--format onnx", f"needs {', '.join(lacking)}", "pip install 'ovr-ray[onnx]'"))
 
 
 def write_torchscript(model: JointModel, file: UPath, metadata: JointMetadata, images: Sequence[torch.Tensor]) -> float:
@@ -67,7 +57,7 @@ def write_torchscript(model: JointModel, file: UPath, metadata: JointMetadata, i
     """
     # convolutions are faster with channels last, which the weights' memory format decides
     ordered = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    with _deprecation_known():
+    with deprecation_known():
         scripted = torch.jit.freeze(torch.jit.script(ordered), preserved_attrs=["labels", "thresholds", "predict"])
         buffer = io.BytesIO()
         torch.jit.save(scripted, buffer, _extra_files={METADATA: metadata.to_json()})
@@ -87,10 +77,14 @@ def write_exported(
     Such a file takes images as training stores them: uint8, N x channels x S x S, with N of 1 or more. Thresholds are
     only in its metadata. Parameters, return value and errors are those of :func:`write_torchscript`.
     """
+    from torch.export import Dim
+
     size, channels = model.stored_size, model.channels
     stored = torch.cat([(prepared(image[None], channels, size) * 255).round().byte() for image in images])
     stored = stored if len(stored) > 1 else stored.repeat(2, 1, 1, 1)  # a batch of one would fix the size
-    program = torch.export.export(model, (stored,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    pure = copy.deepcopy(model)
+    activate_out_of_place(pure)  # otherwise the decomposition of EfficientNet-Lite0 takes three times as long
+    program = torch.export.export(pure, (stored,), dynamic_shapes=({0: Dim.DYNAMIC},))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / file.name
         match form:
@@ -107,8 +101,6 @@ def write_exported(
 def _export_onnx(
     program: torch.export.ExportedProgram, images: torch.Tensor, path: Path, metadata: JointMetadata
 ) -> Joint:
-    import onnxruntime
-
     exported = torch.onnx.export(
         program,
         (images,),
@@ -121,8 +113,8 @@ def _export_onnx(
     assert exported is not None
     exported.model.metadata_props[METADATA] = metadata.to_json()
     exported.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+    engine = OnnxRuntime(path.read_bytes(), torch.get_num_threads())
+    return lambda batch: torch.from_numpy(engine(batch.numpy()))
 
 
 def _write_proven(
@@ -144,33 +136,3 @@ def parity(joint: Joint, sub_models: Sequence[SubModel | Ensemble], batches: Seq
         expected = torch.stack([sub_model(batch).sigmoid() for sub_model in sub_models], 1)
         differences.append((joint(batch) - expected).abs().max())
     return float(torch.stack(differences).max())
-
-
-def load_torchscript(
-    content: bytes, device: torch.device | str = "cpu", file: str = "the model's file"
-) -> tuple[torch.jit.ScriptModule, JointMetadata]:
-    """Return the joint model of a file's content, and its metadata; ``file`` names it in an error.
-
-    Only load files that you trust: TorchScript runs no Python, but it can call operators that write files.
-
-    Raises
-    ------
-    BadInput
-        If the content is no joint model.
-    """
-    extra = {METADATA: ""}
-    try:
-        with _deprecation_known():
-            model = torch.jit.load(io.BytesIO(content), map_location=device, _extra_files=extra)
-        return model, JointMetadata.from_json(extra[METADATA])
-    except (RuntimeError, ValueError) as error:
-        problem = f"is not a joint model: {str(error).splitlines()[0]}"
-        raise BadInput(Fault(file, problem, "ovr-ray combine writes one")) from None
-
-
-@contextmanager
-def _deprecation_known() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        yield

@@ -27,3 +27,5 @@ class JointMetadata(MadeWith):
     """Task -> its ensemble, where it is more than one checkpoint."""
     trained_on: tuple[Split, ...] = ("train",)
     """Splits that the sub-models have seen; models of older versions do not say so."""
+    torchscript: str = ""
+    """SHA-256 of the TorchScript file that an ONNX or pt2 file was written with."""

@@ -13,8 +13,6 @@ from typing import Final, assert_never
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import BadImage, read_image
@@ -186,6 +184,8 @@ def _logits(members: Sequence[SubModel], images: torch.Tensor, flipped: bool) ->
 
 
 def _calibration(logit: np.ndarray, truth: np.ndarray, method: Calibration) -> tuple[float, float]:
+    from sklearn.linear_model import LogisticRegression
+
     match method:
         case "platt":
             intercept = True
@@ -203,6 +203,8 @@ def _probability(logit: np.ndarray) -> np.ndarray:
 
 
 def _scores(truth: np.ndarray, logit: np.ndarray, goal: ThresholdGoal) -> Scores:
+    from sklearn.metrics import brier_score_loss
+
     probability = _probability(logit)
     return Scores(
         f1=f1_at(choose_threshold(truth, probability, goal))(truth, probability),

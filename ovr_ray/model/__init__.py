@@ -15,7 +15,7 @@ from ovr_ray.model.checkpoint import (
     save,
 )
 from ovr_ray.model.metrics import Confusion, average_precision, choose_threshold, f1_at, interval
-from ovr_ray.model.sub_model import SubModel, prepared
+from ovr_ray.model.sub_model import SubModel, activate_out_of_place, prepared
 from ovr_ray.model.weights import initial_weights, weights_fault
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Card",
     "Confusion",
     "SubModel",
+    "activate_out_of_place",
     "average_precision",
     "backbone_names",
     "build",

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import assert_never
 
 import numpy as np
-from scipy.stats import bootstrap
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from ovr_ray.recipe import PrecisionGoal, RecallGoal, ThresholdGoal
 
@@ -79,6 +77,8 @@ def choose_threshold(truth: np.ndarray, probability: np.ndarray, goal: Threshold
     """
     if isinstance(goal, float | int):
         return float(goal)
+    from sklearn.metrics import precision_recall_curve  # takes a second, which the first step need not wait for
+
     precision, recall, candidates = precision_recall_curve(truth, probability)
     precision, recall = precision[:-1], recall[:-1]  # the last point belongs to no threshold
     match goal:
@@ -98,6 +98,8 @@ def choose_threshold(truth: np.ndarray, probability: np.ndarray, goal: Threshold
 
 def average_precision(truth: np.ndarray, probability: np.ndarray) -> float:
     """Return the average precision as scikit-learn defines it; 0 where there is no positive."""
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(truth, probability)) if truth.any() else 0.0
 
 
@@ -114,6 +116,8 @@ def interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval over images (Efron and Tibshirani, 1993)."""
+    from scipy.stats import bootstrap
+
     if len(truth) < 2:
         return float("nan"), float("nan")
     how = {

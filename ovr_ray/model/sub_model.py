@@ -92,3 +92,10 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
     if images.size(2) == size and images.size(3) == size:
         return images
     return F.interpolate(images, size=[size, size], mode="bilinear", align_corners=False, antialias=True)
+
+
+def activate_out_of_place(network: nn.Module) -> None:
+    """Replace in-place activations, which autograd and ``torch.export`` have to copy. ReLU is no problem."""
+    for module in network.modules():
+        if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # ReLU6 is a Hardtanh
+            module.inplace = False

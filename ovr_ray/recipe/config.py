@@ -152,7 +152,8 @@ class Config(Section):
     """Above 0, an exponential moving average of the weights is validated and saved instead of the weights."""
     precision: Precision = "auto"
     """Arithmetic of the network; its weights are float32 in any case. ``bf16``: autocast; ``tf32``: float32 with a
-    short mantissa on NVIDIA's tensor cores; ``auto``: bf16 on GPUs that support it in hardware, else fp32."""
+    short mantissa on NVIDIA's tensor cores; ``auto``: bf16 on GPUs and processors (AVX-512) that have it in hardware,
+    else fp32. A resumed trial goes on with what ``auto`` meant where it began."""
     horizontal_flip: Fraction | None = None
     """As in :class:`Augment`; null, here and below: the recipe's ``augment`` decides."""
     vertical_flip: Fraction | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import LabelTable, groups
@@ -37,6 +36,8 @@ def assign(table: LabelTable, task: str, data: Data, count: int, seed: int) -> n
     BadInput
         If a fold would hold out, or train on, images of one class only.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     labels = table.labels[task].where(table.splits != "test")
     rows = np.flatnonzero(labels.notna())
     known = labels.to_numpy()[rows]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from upath import UPath
 
@@ -18,7 +18,7 @@ from ovr_ray.joint import read_winners
 from ovr_ray.recipe import Data
 from ovr_ray.reporting.decisions import SPLIT_NAMES
 from ovr_ray.reporting.evaluation import Evaluation, NotEvaluated, read_evaluation
-from ovr_ray.reporting.sections import Drawing, Sources
+from ovr_ray.reporting.sections import Sources
 from ovr_ray.reporting.trials import score_name
 from ovr_ray.runs import RunFolder, refuse_foreign, with_images
 from ovr_ray.search import Ledger, read_ledger
@@ -50,6 +50,7 @@ def report(run: RunFolder, images: str | None = None) -> UPath:
     evaluation = found if isinstance(found, Evaluation) else None
     sources = Sources(ledger, ledger.history(), read_winners(run), run.winners(), evaluation, data)
     sections = [sources.section(task) for task in ledger.recipe.tasks]
+    figures = {drawing.id: drawing.content for section in sections for drawing in section.drawings()}
     templates = Environment(
         loader=PackageLoader("ovr_ray.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -65,8 +66,8 @@ def report(run: RunFolder, images: str | None = None) -> UPath:
         split_names=SPLIT_NAMES,
         recipe=yaml.safe_dump(ledger.recipe.dump(), sort_keys=False, allow_unicode=True),
         made_with=run.made_with(),
-        figures=_in_script(drawing for section in sections for drawing in section.drawings()),
-        plotly=Markup(get_plotlyjs()),
+        figures=_packed(json.dumps(figures)),
+        plotly=_packed(get_plotlyjs()),
     )
     write_whole(run.report, html)
     return run.report
@@ -90,7 +91,6 @@ def _state(ledger: Ledger) -> str:
     return "complete" if ledger.complete() else "not complete"
 
 
-def _in_script(drawings: Iterable[Drawing]) -> Markup:
-    """Return the figures as JSON that cannot end its script element, whatever names it contains."""
-    figures = {drawing.id: drawing.content for drawing in drawings}
-    return Markup(json.dumps(figures).replace("<", r"\u003c"))
+def _packed(text: str) -> str:
+    """Return a text as the page's script unpacks it: Plotly takes 2.0 MB instead of 4.8, and the figures a fifth."""
+    return base64.b64encode(gzip.compress(text.encode())).decode()

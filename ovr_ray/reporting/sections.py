@@ -15,6 +15,7 @@ from ovr_ray.recipe import Data, Split
 from ovr_ray.reporting import decisions, pictures, trials
 from ovr_ray.reporting.decisions import Measure
 from ovr_ray.reporting.evaluation import Evaluation
+from ovr_ray.reporting.hyperparameters import hyperparameters
 from ovr_ray.reporting.pictures import Answer, Mistake, Picture
 from ovr_ray.reporting.trials import TrialTable
 from ovr_ray.runs import TaskScore, WinnerRecord
@@ -131,7 +132,7 @@ class SearchFigures:
     ----------
     epochs, stopping : Drawing
     parallel, slices : Drawing or None
-        None where :func:`~ovr_ray.reporting.trials.hyperparameters` gives none.
+        None where :func:`~ovr_ray.reporting.hyperparameters.hyperparameters` gives none.
     """
 
     epochs: Drawing
@@ -246,9 +247,9 @@ class Sources:
         record = self.records[task]
         labels: dict[Split, tuple[int, int]] = {}
         if shown:
-            last = epochs[epochs.trial == shown.folder.name].tail(1)
+            last = epochs[epochs.trial == shown.folder.name].iloc[-1].to_dict()
             for split in trials.CURVES:
-                (counts,) = trials.confusions(last, split)
+                counts = trials.confusion(last, split)
                 labels[split] = (counts.fn + counts.tp, counts.tn + counts.fp + counts.fn + counts.tp)
         varied = list(self.ledger.recipe.tasks[task].varied())
         return ChosenWinner(winner, record.members, record.config["image_size"], varied, labels)
@@ -281,7 +282,7 @@ def _mistakes(kind: Mistake, rows: pd.DataFrame, data: Data, winner: Winner | No
 
 
 def _search_figures(ledger: Ledger, task: str, section: str, epochs: pd.DataFrame) -> SearchFigures:
-    varied = trials.hyperparameters(ledger, task)
+    varied = hyperparameters(ledger, task)
     return SearchFigures(
         epochs=Drawing(f"{section}-epochs", trials.epochs(epochs)),
         stopping=_drawing(f"{section}-stopping", trials.stopping(ledger, task)),

@@ -1,22 +1,21 @@
-"""The trials of a task: their table, their learning curves, and their scores over the hyperparameters."""
+"""The trials of a task: their table, their learning curves, and their scores over the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import plot_parallel_coordinate, plot_slice
+from plotly.colors import qualitative
 
 from ovr_ray.model import Confusion
-from ovr_ray.recipe import Choice, Metric, Split
+from ovr_ray.recipe import Metric, Split
 from ovr_ray.runs import Status
-from ovr_ray.search import Ledger, TaskSpace, Trial, rungs
+from ovr_ray.search import Ledger, Trial, rungs
 
 RUNNING: Final = "running"
 """The word for a live trial, whatever its status."""
@@ -58,22 +57,6 @@ class TrialTable:
     rows: list[list[Any]]
 
 
-@dataclass(frozen=True)
-class HyperparameterFigures:
-    """The scores of all trials over the varied fields.
-
-    Attributes
-    ----------
-    parallel : go.Figure
-        All fields in parallel coordinates.
-    slices : go.Figure
-        One plot per field.
-    """
-
-    parallel: go.Figure
-    slices: go.Figure
-
-
 def table(ledger: Ledger, task: str) -> TrialTable:
     """Return the trials of a task: status, best epoch, and the fields that the search space varies."""
     varied = _varied(ledger, task)
@@ -113,36 +96,45 @@ def epochs(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
         Name of a trial -> ``epoch``, a list, and ``train`` and ``val``, each a dict of metric -> list.
     """
     curves: dict[str, dict[str, Any]] = {}
-    for name, rows in history.groupby("trial"):
-        curves[str(name)] = {"epoch": rows.epoch.tolist()} | {split: _curves(rows, split) for split in CURVES}
-    return curves
+    for row in history.to_dict("records"):
+        known = curves.setdefault(row["trial"], {"epoch": []} | {split: defaultdict(list) for split in CURVES})
+        known["epoch"].append(row["epoch"])
+        for split in CURVES:
+            scores = {"loss": row[f"{split}_loss"]} | confusion(row, split).metrics()
+            for name, value in scores.items():
+                known[split][name].append(short(value))
+    return dict(sorted(curves.items()))
 
 
-def _curves(rows: pd.DataFrame, split: Split) -> dict[str, list[float]]:
-    metrics = pd.DataFrame([confusion.metrics() for confusion in confusions(rows, split)])
-    return {"loss": rows[f"{split}_loss"].tolist()} | {str(name): metrics[name].tolist() for name in metrics}
+def short(value: float) -> float | None:
+    """Return a number with the five digits that a plot can show; None if it is not finite, which JSON cannot say."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def confusions(rows: pd.DataFrame, split: Split) -> list[Confusion]:
-    """Return the confusion counts of every epoch on one split."""
-    counts = rows[[f"{split}_{name}" for name in ("tn", "fp", "fn", "tp")]].itertuples(index=False)
-    return [Confusion(*map(int, row)) for row in counts]
+def confusion(row: Mapping[Any, Any], split: Split) -> Confusion:
+    """Return the confusion counts of an epoch on one split."""
+    return Confusion(*(int(row[f"{split}_{name}"]) for name in ("tn", "fp", "fn", "tp")))
 
 
 def stopping(ledger: Ledger, task: str) -> go.Figure:
-    """Return every trial's score over its epochs; dotted lines mark the rungs of early stopping."""
+    """Return every trial's score over its epochs; dotted lines mark the rungs of early stopping.
+
+    Trials of the same colour are one trace, with a gap after each: a page with a trace per trial is slow.
+    """
     figure = go.Figure()
-    for trial in ledger.trials[task]:
-        if trial.scores:
-            status, before = _status(trial), len(trial.scores) - 1
-            figure.add_scatter(
-                x=list(trial.scores),
-                y=list(trial.scores.values()),
-                mode="lines+markers",
-                name=f"{trial.folder.name} ({status})",
-                marker={"symbol": [*["circle"] * before, MARKS[status]], "size": [*[4] * before, 9]},
-                line={"width": 1.5},
-            )
+    scored = [trial for trial in ledger.trials[task] if trial.scores]
+    for first, color in enumerate(qualitative.D3[: len(scored)]):
+        same = scored[first :: len(qualitative.D3)]
+        x, y, symbols, sizes, names = zip(*(point for trial in same for point in _points(trial)), strict=True)
+        figure.add_scatter(
+            x=x,
+            y=y,
+            text=names,
+            hovertemplate="%{x}, %{y}<extra>%{text}</extra>",
+            mode="lines+markers",
+            marker={"symbol": symbols, "size": sizes},
+            line={"width": 1.5, "color": color},
+        )
     for rung in rungs(ledger.recipe.search):
         figure.add_vline(rung, line={"dash": "dot", "width": 1})
     figure.update_layout(showlegend=False)
@@ -150,26 +142,10 @@ def stopping(ledger: Ledger, task: str) -> go.Figure:
     return figure.update_yaxes(title=score_name(ledger))
 
 
-def hyperparameters(ledger: Ledger, task: str) -> HyperparameterFigures | None:
-    """Return the figures of a task's varied fields; None before two trials have a score, or if no field varies."""
-    study = optuna.create_study(direction="maximize")
-    study.add_trials([_frozen(ledger, trial) for trial in ledger.trials[task] if trial.scores])
-    if len(study.trials) < 2 or not _varied(ledger, task):
-        return None
-    target: dict[str, Any] = {"target": lambda trial: trial.value, "target_name": score_name(ledger)}
-    return HyperparameterFigures(plot_parallel_coordinate(study, **target), plot_slice(study, **target))
-
-
-def _frozen(ledger: Ledger, trial: Trial) -> FrozenTrial:
-    """Return a trial for Optuna's plots, with the values of choices instead of their places in the list."""
-    recipe = ledger.recipe
-    task = recipe.tasks[trial.task]
-    space = TaskSpace(task, recipe.data.image_size)
-    parameters, distributions = space.parameters(trial.config), space.distributions
-    for name, domain in task.varied().items():
-        if isinstance(domain, Choice):
-            plain = [value if isinstance(value, int | float | str) else str(value) for value in domain.choice]
-            parameters[name], distributions[name] = plain[parameters[name]], CategoricalDistribution(plain)
-    return optuna.create_trial(
-        state=TrialState.COMPLETE, value=trial.best, params=parameters, distributions=distributions
-    )
+def _points(trial: Trial) -> Iterator[tuple[int | None, float | None, str, int, str]]:
+    """Yield x, y, symbol, size and name of every epoch of a trial, then a gap."""
+    name = f"{trial.folder.name} ({_status(trial)})"
+    for epoch, score in trial.scores.items():
+        symbol, size = (MARKS[_status(trial)], 9) if epoch == trial.epoch else ("circle", 4)
+        yield epoch, short(score), symbol, size, name
+    yield None, None, "circle", 0, ""

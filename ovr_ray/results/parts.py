@@ -17,6 +17,7 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.images import progress, stamps
+from ovr_ray.joint import JointMetadata, ModelFiles
 from ovr_ray.recipe import TableFormat
 from ovr_ray.results.predict import SavedModel, in_turn
 from ovr_ray.results.worker import answer
@@ -110,8 +111,8 @@ def predict_parts(
     return Parts(folder, [part.file for part in parts], total, unreadable, already)
 
 
-def _answer_into(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
-    table = answer(chunk, file, digest)
+def _answer_into(chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
+    table = answer(chunk, model, metadata)
     write_table(table, location(chunk["part"].iloc[0]))
     return pd.DataFrame({"images": [len(table)], "unreadable": [int((table.error != "").sum())]})
 

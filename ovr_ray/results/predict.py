@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 import pandas as pd
@@ -17,7 +17,7 @@ from upath import UPath
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import progress
-from ovr_ray.joint import load_torchscript
+from ovr_ray.joint import ModelFiles, read_metadata
 from ovr_ray.recipe import Recipe, parse
 from ovr_ray.results.finding import located
 from ovr_ray.results.worker import answer
@@ -37,7 +37,7 @@ class SavedModel:
     Parameters
     ----------
     path : str
-        A ``joint.pt``, or a run folder that has one.
+        A ``joint.pt``, a ``joint.onnx``, or a run folder that has a ``joint.pt``.
 
     Attributes
     ----------
@@ -61,11 +61,16 @@ class SavedModel:
             if not self.file.exists() and RunFolder(folder).exists():
                 raise BadInput(Fault(path, f"this run has no {self.file.name} yet", f"ovr-ray combine {path}"))
         if not self.file.exists():
-            raise BadInput(Fault(path, "no such model", "give a joint.pt, or a run folder that has one"))
+            raise BadInput(Fault(path, "no such model", "give a joint.pt or joint.onnx, or a run folder that has one"))
         content = self.file.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
-        _, self.metadata = load_torchscript(content, file=str(self.file))
+        self.metadata = read_metadata(content, self.file)
         self.run = RunFolder.around(self.file)
+
+    @cached_property
+    def files(self) -> ModelFiles:
+        """The file that answers on a GPU, and the one that answers on CPUs."""
+        return ModelFiles.of(self.file, self.digest)
 
     def recipe(self) -> Recipe:
         """Return the recipe that the model was made with."""
@@ -131,7 +136,7 @@ def in_turn(
     int, DataFrame
         Number of a chunk, and what ``work`` returned for it, in the order in which they end.
     """
-    work = partial(work, file=str(model.file), digest=model.digest)
+    work = partial(work, model=model.files, metadata=model.metadata)
     if sum(map(len, chunks)) <= CHUNK and not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         yield from enumerate(map(work, chunks))
         return

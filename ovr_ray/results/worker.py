@@ -6,18 +6,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from itertools import groupby
 from typing import Final
 
 import numpy as np
 import pandas as pd
 import ray
 import torch
-from upath import UPath
 
 from ovr_ray import cluster
 from ovr_ray.images import BadImage, read_image
-from ovr_ray.joint import JointMetadata, load_torchscript
+from ovr_ray.joint import Engine, JointMetadata, ModelFiles
 from ovr_ray.recipe import Data
 from ovr_ray.training import set_up_process
 
@@ -31,15 +29,15 @@ MAX_READERS: Final = 32
 """Threads that read and decode."""
 
 
-def answer(images: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
+def answer(images: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
     """Predict some images with the CPUs and the GPU that Ray assigned to this process.
 
     Parameters
     ----------
     images : DataFrame
         ``filename``, which the result repeats, and ``path``, an absolute path or a URI.
-    file, digest : str
-        The joint model's file, and its SHA-256, which changes with its content.
+    model : ModelFiles
+    metadata : JointMetadata
 
     Returns
     -------
@@ -47,14 +45,14 @@ def answer(images: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
         One row per image, in the given order; see :func:`ovr_ray.results.predict`.
     """
     cpus, device = _resources()
-    model, metadata = _loaded(file, digest, device)
+    engine = _loaded(model, device, cpus)
     data = Data.model_validate(metadata.recipe["data"])
     batches = _decoded(images["path"].tolist(), data, min(2 * cpus + 2, MAX_READERS))
-    rows = [_infer(model, batch, len(metadata.labels)) for batch in batches]
+    rows = [_infer(engine, batch, len(metadata.labels)) for batch in batches]
     probability = np.concatenate([probability for probability, _ in rows])
     table = pd.DataFrame({"filename": images["filename"].to_numpy()})
     error = pd.Series([error for _, errors in rows for error in errors], dtype=object)
-    decision = probability >= model.thresholds.cpu().numpy()
+    decision = probability >= np.array(metadata.thresholds, np.float32)
     for column, label in enumerate(metadata.labels):
         table[f"{label}_probability"] = probability[:, column]
         table[label] = pd.Series(decision[:, column].astype(int), dtype="Int64").where(error == "")
@@ -71,9 +69,9 @@ def _resources() -> tuple[int, torch.device]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(file: str, digest: str, device: torch.device) -> tuple[torch.jit.ScriptModule, JointMetadata]:
-    """Return the joint model of this process; a file with another digest is loaded again."""
-    return load_torchscript(UPath(file).read_bytes(), device)
+def _loaded(model: ModelFiles, device: torch.device, threads: int) -> Engine:
+    """Return the joint model of this process; one with another digest is loaded again."""
+    return model.engine(device, threads)
 
 
 def _decoded(paths: Sequence[str], data: Data, readers: int) -> Iterator[list[np.ndarray | BadImage]]:
@@ -90,21 +88,15 @@ def _decoded(paths: Sequence[str], data: Data, readers: int) -> Iterator[list[np
 
 def _read(path: str, data: Data) -> np.ndarray | BadImage:
     try:
-        return read_image(path, data)
+        return read_image(path, data, data.image_size)
     except BadImage as error:
         return error
 
 
-@torch.inference_mode()
-def _infer(
-    model: torch.jit.ScriptModule, images: list[np.ndarray | BadImage], labels: int
-) -> tuple[np.ndarray, list[str]]:
+def _infer(engine: Engine, images: list[np.ndarray | BadImage], labels: int) -> tuple[np.ndarray, list[str]]:
     """Return probabilities, float32 (N, labels), NaN where an image could not be read, and the reasons."""
     probability = np.full((len(images), labels), np.nan, np.float32)
     good = {place: image for place, image in enumerate(images) if not isinstance(image, BadImage)}
-    device = model.thresholds.device
-    for _, places in groupby(sorted(good, key=lambda i: good[i].shape), key=lambda i: good[i].shape):
-        alike = list(places)
-        stacked = torch.from_numpy(np.stack([good[i] for i in alike]))
-        probability[alike] = model(stacked.to(device)).cpu().numpy()
+    if good:
+        probability[list(good)] = engine(np.stack(list(good.values())))
     return probability, [str(image) if isinstance(image, BadImage) else "" for image in images]

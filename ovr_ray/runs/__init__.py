@@ -37,6 +37,7 @@ from ovr_ray.runs.trial_folder import (
     RefitFolder,
     TrialFolder,
     read_csv,
+    read_epochs,
     trial_name,
 )
 
@@ -70,6 +71,7 @@ __all__ = [
     "metrics_beside",
     "predictions_beside",
     "read_csv",
+    "read_epochs",
     "refuse_foreign",
     "trial_name",
     "winners_beside",

@@ -16,9 +16,8 @@ import pandas as pd
 
 from ovr_ray.errors import OvrRayError, RunFailed
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord
+from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord, read_epochs
 from ovr_ray.search.messages import TrialKey
-from ovr_ray.storage import side_by_side
 
 
 @dataclass
@@ -110,13 +109,17 @@ class Ledger:
         self.refusal: OvrRayError | None = None
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
         found = run.trials()
-        for trial, epochs in zip(found, side_by_side(lambda t: t.folder.epochs(), found), strict=True):
-            self._recall(trial.folder, trial.record, epochs)
+        scores: list[dict[int, float]] = [{} for _ in found]
+        if len(epochs := read_epochs([trial.folder for trial in found])):
+            columns = (epochs[name].tolist() for name in ("place", "epoch", self.score_column))
+            for place, epoch, score in zip(*columns, strict=True):
+                scores[place][epoch] = score
+        for trial, own in zip(found, scores, strict=True):
+            self._recall(trial.folder, trial.record, own)
 
-    def _recall(self, folder: TrialFolder, record: TrialRecord, epochs: pd.DataFrame) -> None:
+    def _recall(self, folder: TrialFolder, record: TrialRecord, scores: dict[int, float]) -> None:
         known = (record.status, record.reason, record.failures)
-        trial = Trial(record.task, record.number, record.config, folder, *known, recorded=record.status)
-        trial.scores = dict(zip(epochs["epoch"], epochs[self.score_column], strict=True)) if len(epochs) else {}
+        trial = Trial(record.task, record.number, record.config, folder, *known, scores=scores, recorded=record.status)
         if trial.status == Status.UNFINISHED and trial.epoch >= self.recipe.search.max_epochs:
             trial.status = Status.FINISHED
         self.trials[trial.task].append(trial)
@@ -246,6 +249,8 @@ class Ledger:
     def history(self) -> pd.DataFrame:
         """Read every recorded epoch of every trial, with ``task`` and ``number``, in the order of their times."""
         scored = [trial for trial in self.every() if trial.scores]
-        tables = side_by_side(lambda trial: trial.folder.epochs(), scored)
-        epochs = [t.assign(task=trial.task, number=trial.number) for trial, t in zip(scored, tables, strict=True)]
-        return pd.concat(epochs).sort_values("time", kind="stable") if epochs else pd.DataFrame()
+        if (epochs := read_epochs([trial.folder for trial in scored])).empty:
+            return epochs
+        trials = [scored[place] for place in epochs.pop("place")]
+        epochs = epochs.assign(task=[trial.task for trial in trials], number=[trial.number for trial in trials])
+        return epochs.sort_values("time", kind="stable")

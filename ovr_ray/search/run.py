@@ -159,7 +159,7 @@ def _search(
     )
     waiting = ray_quirks.pending_trials(sum(task.trials for task in recipe.tasks.values()))
     try:
-        with ray_quirks.environment(ray_quirks.DURING_SEARCH | waiting):
+        with ray_quirks.environment(ray_quirks.DURING_SEARCH | waiting), ray_quirks.lean_tune():
             tuner.fit()
     except RuntimeError as error:
         if ray_quirks.LOW_MEMORY not in str(error):

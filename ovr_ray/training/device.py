@@ -5,11 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from typing import assert_never
 
 import torch
-
-from ovr_ray.recipe import Precision
 
 
 def set_up_process(cpus: float, gpus: float) -> torch.device:
@@ -37,27 +34,6 @@ def choose_device(gpus: float) -> torch.device:
     if gpus and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Return whether a network is run under bf16 autocast; ``auto`` means on GPUs that have bf16 in hardware."""
-    match precision:
-        case "auto":
-            return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        case "bf16":
-            return True
-        case "tf32" | "fp32":
-            return False
-        case _:
-            assert_never(precision)
-
-
-def allow_tf32(precision: Precision) -> None:
-    """Allow or forbid TF32 in this process.
-
-    It is set at every epoch: another trial may have run in this process, and torch allows TF32 in convolutions.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

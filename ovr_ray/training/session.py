@@ -149,7 +149,9 @@ class Session:
         config, checkpoint = given.config, self._latest_checkpoint()
         weights = None if checkpoint else initial_weights(config.backbone, config.weights)
         torch.manual_seed(given.seed)
-        before = checkpoint[1].metrics.get("parts", 1) if checkpoint else 1
+        before = checkpoint[1].metrics if checkpoint else {}
+        if config.precision == "auto":  # a trial goes on as it began, whatever this machine would choose
+            config = config.model_copy(update={"precision": before.get("precision", "auto")})
         self.trainer = Trainer(
             self._card.sub_model(weights),
             config,
@@ -158,7 +160,7 @@ class Session:
             device=device,
             seed=given.seed,
             goal=given.goal,
-            micro_batches=max(micro_batches, before),
+            micro_batches=max(micro_batches, before.get("parts", 1)),
             workers=workers,
         )
         self.restored: EpochRow | None = None

@@ -12,10 +12,10 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovr_ray.model import SubModel, average_precision, choose_threshold, f1_at
-from ovr_ray.recipe import Config, ThresholdGoal
+from ovr_ray.model import SubModel, activate_out_of_place, average_precision, choose_threshold, f1_at
+from ovr_ray.recipe import Config, Precision, ThresholdGoal
 from ovr_ray.training.averaging import averaged
-from ovr_ray.training.device import allow_tf32, uses_bf16
+from ovr_ray.training.precision import allow_tf32, keep_float32, resolved
 from ovr_ray.training.schedule import learning_rate
 from ovr_ray.training.tally import Tally
 
@@ -60,6 +60,8 @@ class Trainer:
     ----------
     sub_model : SubModel
         The sub-model that is validated and saved: the given one, or, with ``ema_decay``, its moving average.
+    precision : Precision
+        The config's; never ``auto``, but what it means on this device.
     """
 
     def __init__(
@@ -77,7 +79,10 @@ class Trainer:
     ) -> None:
         self.config, self.max_epochs, self.device, self.seed, self.goal = config, max_epochs, device, seed, goal
         self._trained = sub_model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _activate_out_of_place(self._trained)
+        activate_out_of_place(self._trained)
+        self.precision = resolved(config.precision, device)
+        if self.precision == "bf16":
+            keep_float32(self._trained, device)
         self._average = averaged(self._trained, config.ema_decay) if config.ema_decay else None
         self.sub_model = cast(SubModel, self._average.module) if self._average else self._trained
         self._loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, device=device))
@@ -85,7 +90,6 @@ class Trainer:
         self.optimizer = _optimizer(groups, config)
         self.epoch, self.micro_batches, self._workers = 0, micro_batches, workers
         self.decision_threshold = 0.5
-        self._autocast = uses_bf16(config.precision, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that training resumes from, without the weights of :attr:`sub_model`.
@@ -133,11 +137,11 @@ class Trainer:
         """
         while self.epoch < self.max_epochs:
             self.epoch += 1
-            allow_tf32(self.config.precision)
             yield {"epoch": self.epoch, **self._train(train(self.epoch), images), **self._validate(val())}
 
     def _train(self, batches: Batches, images: int) -> dict[str, Any]:
         torch.manual_seed(_mixed(self.seed, self.epoch))
+        allow_tf32(self.precision)
         self._trained.train()
         self._trained.set_frozen(self.epoch < self.config.unfreeze_epoch)
         network: nn.Module = self._trained
@@ -150,7 +154,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             count = min(self.micro_batches, len(labels) // self._workers // 2)  # the same in every worker
             for micro_batch in _micro_batches(*_share_of(pixels, labels, self._workers), count):
-                logits, targets = self._forward(network, *micro_batch)
+                logits, targets = self._forward(network, *micro_batch, self.precision)
                 loss = self._loss(logits, targets)
                 (loss * (self._workers * len(logits) / len(labels))).backward()
                 tally.add(logits.detach(), targets, loss.detach())
@@ -181,9 +185,13 @@ class Trainer:
     @torch.inference_mode()
     def _validate(self, batches: Batches) -> dict[str, Any]:
         self.sub_model.eval()
+        allow_tf32("fp32")
         tally = Tally()
-        for images, labels in batches:
-            logits, targets = self._forward(self.sub_model, images, labels)
+        for (
+            images,
+            labels,
+        ) in batches:  # in float32, as the joint model computes: scores and threshold are for its logits
+            logits, targets = self._forward(self.sub_model, images, labels, "fp32")
             tally.add(logits, targets, self._loss(logits, targets))
         truth, probability = tally.truth(), tally.probability()
         if not np.isfinite(probability).all():
@@ -199,19 +207,12 @@ class Trainer:
         }
 
     def _forward(
-        self, sub_model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+        self, sub_model: nn.Module, images: torch.Tensor, labels: torch.Tensor, precision: Precision
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = sub_model(images)
         return logits.float(), labels.to(self.device, non_blocking=True)
-
-
-def _activate_out_of_place(network: nn.Module) -> None:
-    """Replace in-place activations: they force autograd to copy their input. ReLU does not, and stays in place."""
-    for module in network.modules():
-        if isinstance(module, nn.Hardtanh | nn.SiLU | nn.Hardswish):  # ReLU6 is a Hardtanh
-            module.inplace = False
 
 
 def _none_smaller(batches: Batches, least: int) -> Batches:

@@ -122,7 +122,7 @@ def _train(
         trainer, batch_size = session.trainer, given.config.batch_size
         feed = Feed(images, given.train_labels, batch_size, device)
         val = Feed(images, given.val_labels, max(2, 2 * batch_size // trainer.micro_batches), device)
-        here = {"device": device.type, "parts": trainer.micro_batches}
+        here = {"device": device.type, "parts": trainer.micro_batches, "precision": trainer.precision}
         if session.restored:  # the driver may not know this epoch
             on_epoch(session.restored | here)
         epochs = trainer.epochs(lambda e: feed.shuffled(e, trainer.seed, given.augment), val.ordered, len(feed))

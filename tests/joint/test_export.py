@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import nn
 from upath import UPath
 
-from ovr_ray.errors import BadInput, RunFailed
+from ovr_ray.errors import RunFailed
 from ovr_ray.joint import (
     METADATA,
     Ensemble,
@@ -23,7 +23,6 @@ from ovr_ray.joint import (
     write_exported,
     write_torchscript,
 )
-from ovr_ray.joint.export import refuse_lacking_packages
 from ovr_ray.recipe import ExportFormat
 from ovr_ray.runs import refuse_foreign
 from tests.support import BACKBONE, joint_metadata, random_images, random_sub_model
@@ -113,19 +112,6 @@ def test_a_file_that_answers_differently_from_python_is_not_written(tmp_path: Pa
     assert not (tmp_path / "bad.pt").exists()
 
 
-def test_a_file_that_is_no_joint_model_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(2)}, tmp_path / "weights.pt")
-    for content in (b"not a model", (tmp_path / "weights.pt").read_bytes()):
-        with pytest.raises(BadInput, match=r"is not a joint model[\s\S]*ovr-ray combine writes one"):
-            load_torchscript(content)
-
-
-def test_a_torchscript_file_without_our_metadata_is_refused(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(nn.Linear(2, 1)), str(tmp_path / "other.pt"))
-    with pytest.raises(BadInput, match="is not a joint model"):
-        load_torchscript((tmp_path / "other.pt").read_bytes())
-
-
 @pytest.mark.slow
 def test_onnx_takes_a_batch_of_any_size_and_has_the_metadata(refined: JointModel, tmp_path: Path) -> None:
     metadata = joint_metadata("ab", [0.3, 0.5])
@@ -171,13 +157,6 @@ def test_an_export_that_answers_differently_is_not_written(
     with pytest.raises(RunFailed, match="not written"):
         write_exported(model, UPath(tmp_path / "bad"), form, joint_metadata("a"), list(random_images()))
     assert not (tmp_path / "bad").exists()
-
-
-def test_missing_packages_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovr_ray.joint.export.find_spec", lambda name: None)
-    refuse_lacking_packages(["pt2"])
-    with pytest.raises(BadInput, match=r"needs onnx, onnxscript, onnxruntime\s+-> pip install 'ovr-ray\[onnx\]'"):
-        refuse_lacking_packages(["onnx"])
 
 
 @pytest.mark.slow

@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 
 from ovr_ray.model import Confusion
-from ovr_ray.recipe import Search
-from ovr_ray.reporting import decisions, pictures, trials
+from ovr_ray.reporting import decisions, pictures
 from ovr_ray.reporting.evaluation import TaskScore
-from ovr_ray.runs import Status
 
 
 def answers(truth: list[int], probability: list[float]) -> pd.DataFrame:
@@ -103,21 +101,3 @@ def test_reliability_counts_every_image_once() -> None:
     assert len(share) == decisions.BINS
     assert np.mean(share) == pytest.approx(truth.mean())
     assert np.abs(predicted - share).max() < 0.15  # drawn from these probabilities
-
-
-def test_epoch_curves_are_the_ten_metrics_of_the_counts() -> None:
-    row = {"train_tn": 5, "train_fp": 1, "train_fn": 2, "train_tp": 4, "train_loss": 0.5}
-    row |= {key.replace("train", "val"): value for key, value in row.items()}
-    curves = trials.epochs(pd.DataFrame([row | {"trial": "crack-0000", "epoch": 1}]))["crack-0000"]
-    expected = Confusion(5, 1, 2, 4).metrics() | {"loss": 0.5}
-    assert {name: values[0] for name, values in curves["val"].items()} == pytest.approx(expected)
-
-
-def test_every_status_has_a_mark() -> None:
-    assert trials.MARKS.keys() == {trials.RUNNING, *Status}
-
-
-def test_rungs_lie_before_the_last_epoch() -> None:
-    search = Search(scheduler="asha", max_epochs=27, grace_epochs=3, reduction=3)
-    assert trials.rungs(search) == [3, 9]
-    assert trials.rungs(search.model_copy(update={"scheduler": "none"})) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -27,6 +28,7 @@ def page(finished: RunFolder) -> str:
 @pytest.fixture
 def opened(browser: Chrome, page: str) -> Chrome:
     browser.get(page)
+    WebDriverWait(browser, 20).until(lambda chrome: chrome.execute_script("return waiting.size + drawn.size"))
     return browser
 
 
@@ -112,7 +114,13 @@ def test_it_shows_the_metrics_and_needs_no_network(finished: RunFolder, page: st
     metrics = json.loads(metrics_beside(finished.joint_model).read_text())
     low, high = metrics["tasks"]["crack"]["f1_interval"]
     assert re.search(rf"{metrics['tasks']['crack']['f1']:.3f}\s*<small>\[{low:.3f}, {high:.3f}\]", html)
+    assert re.search(r"32 px in (fp32|bf16), validation F1", html)
     assert not re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?!data:)", html)
+
+
+def test_plotly_is_compressed(page: str) -> None:
+    assert len(get_plotlyjs()) > 4e6
+    assert Path(page.removeprefix("file://")).stat().st_size < 2.5e6
 
 
 def test_without_an_evaluated_joint_model_it_shows_the_search_alone(finished: RunFolder, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ovr_ray import cluster
 from ovr_ray.cluster import Share
 from ovr_ray.errors import BadInput
 from ovr_ray.images import read_image
-from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
+from ovr_ray.joint import JointMetadata, JointModel, ModelFiles, load_torchscript, write_torchscript
 from ovr_ray.recipe import Recipe
 from ovr_ray.results import SavedModel
 from ovr_ray.results.predict import in_turn, predict
@@ -121,7 +121,7 @@ def test_a_worker_gets_a_gpu_with_its_share_of_the_cpus(ray_session: None) -> No
 
 @pytest.mark.slow
 def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
-    def process(chunk: pd.DataFrame, file: str, digest: str) -> pd.DataFrame:
+    def process(chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
         return pd.DataFrame({"process": [os.getpid()]})
 
     model = JointModel(["a"], [random_sub_model(BACKBONE, 64)], [0.5]).eval()

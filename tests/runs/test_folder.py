@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +13,16 @@ from upath import UPath
 
 from ovr_ray.errors import BadInput
 from ovr_ray.recipe import Config, Recipe
-from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord, metrics_beside, predictions_beside
+from ovr_ray.runs import (
+    Clock,
+    RunFolder,
+    Status,
+    TrialFolder,
+    TrialRecord,
+    metrics_beside,
+    predictions_beside,
+    read_epochs,
+)
 
 SPLIT = pd.DataFrame({"filename": ["a.png"], "part": ["train"]})
 
@@ -125,8 +135,12 @@ def test_damaged_records_are_told_with_their_file(text: str, begun: RunFolder) -
     "content", [b"", b"filename;par", b"epoch;filename;part\n1;a.png;te", b"\xff\n", bytes(9), b"a;b\n"]
 )
 def test_damaged_tables_are_told_with_their_file(content: bytes, begun: RunFolder) -> None:
-    epochs, split = begun.trial("crack", 0).path / "epochs.csv", begun.path / "split.csv"
-    for file, read in {epochs: begun.trial("crack", 0).epochs, split: begun.split}.items():
+    trial, other = begun.trial("crack", 0), begun.trial("crack", 1)
+    epochs, split = trial.path / "epochs.csv", begun.path / "split.csv"
+    other.path.mkdir()
+    other.write_epochs([{"epoch": 1, "val_f1": 0.5}])
+    reading = [(epochs, trial.epochs), (epochs, lambda: read_epochs([other, trial])), (split, begun.split)]
+    for file, read in reading:
         file.write_bytes(content)
         with pytest.raises(BadInput, match=f"{file}: is damaged, or not of this program: "):
             read()
@@ -251,6 +265,26 @@ def test_a_run_without_trials_has_none(tmp_path: Path) -> None:
     run = RunFolder(UPath(tmp_path))
     assert run.trials() == []
     assert not run.is_begun
+
+
+def test_the_epochs_of_many_trials_are_those_of_each(begun: RunFolder) -> None:
+    tables: list[list[dict[str, Any]]] = [
+        [{"epoch": 1, "val_f1": 0.5, "device": "cpu"}, {"epoch": 2, "val_f1": 2 / 3, "device": "cpu"}],
+        [{"epoch": 1, "val_f1": 1e-9, "device": "cuda;0"}],
+        [{"epoch": 1, "val_f1": 0.25, "device": "cpu"}],
+        [{"epoch": 1, "lr": 0.1}],
+    ]
+    folders = [begun.trial("dust", number) for number in range(5)]
+    for folder, rows in zip(folders[1:], tables, strict=True):
+        folder.path.mkdir(parents=True)
+        folder.write_epochs(rows)
+    for chosen in ([0], [0, 1, 3], [4, 1, 3], [0, 1, 2, 3, 4]):
+        found = read_epochs([folders[i] for i in chosen])
+        for place, i in enumerate(chosen):
+            own = found[found.place == place] if len(found) else found
+            expected = folders[i].epochs()
+            assert own.reindex(columns=expected.columns).to_dict("records") == expected.to_dict("records")
+        assert len(found) == sum(len(folders[i].epochs()) for i in chosen)
 
 
 def test_epochs_and_out_of_fold_predictions_are_read_as_they_were_written(begun: RunFolder) -> None:

@@ -8,11 +8,7 @@ import pytest
 import torch
 
 import ovr_ray
-from ovr_ray.recipe import Config
 from ovr_ray.training import choose_device, is_out_of_memory, set_up_process
-from ovr_ray.training.device import uses_bf16
-
-CPU = torch.device("cpu")
 
 
 def test_the_device_is_what_ray_assigned_and_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,19 +31,6 @@ def test_torch_uses_as_many_threads_as_cpus_are_assigned_and_at_least_one(cpus: 
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-
-
-def test_bf16_is_used_if_asked_for_and_by_default_only_on_gpus() -> None:
-    assert uses_bf16("bf16", CPU)
-    assert not uses_bf16("auto", CPU)
-    assert not uses_bf16("fp32", CPU)
-    assert not uses_bf16("tf32", CPU)
-
-
-def test_an_unknown_precision_is_refused() -> None:
-    config = Config.model_construct(precision="fp8")  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="fp8"):
-        uses_bf16(config.precision, CPU)
 
 
 def test_a_lack_of_memory_is_distinguished_from_other_errors() -> None:

@@ -15,7 +15,7 @@ from ovr_ray.model import read_card
 from ovr_ray.recipe import Checkpoints
 from ovr_ray.runs import TrialFolder
 from ovr_ray.training import Session, Unwritable, derived_seed, storage_is_writable
-from tests.support import EVERY_OPTION, IMAGES, assignment, batches
+from tests.support import EVERY_OPTION, IMAGES, assignment, batches, pretend_cpu
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,37 @@ def test_a_resumed_trial_needs_at_least_as_many_micro_batches_as_before(folder: 
     given = assignment(folder)
     train(Session(given, CPU, micro_batches=4), 1, parts=4)
     assert [Session(given, CPU, micro_batches=count).trainer.micro_batches for count in (1, 8)] == [4, 8]
+
+
+@pytest.mark.parametrize(("began_in", "has_bf16"), [("bf16", False), ("fp32", True)])
+def test_a_resumed_trial_goes_on_in_the_precision_it_began_with(
+    began_in: str, has_bf16: bool, folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_cpu(monkeypatch, avx512_bf16=not has_bf16)
+    first = Session(assignment(folder), CPU)
+    assert first.trainer.precision == began_in
+    train(first, 1, precision=first.trainer.precision)
+    pretend_cpu(monkeypatch, avx512_bf16=has_bf16)
+    again = Session(assignment(folder), CPU)
+    assert (again.trainer.epoch, again.trainer.precision) == (1, began_in)
+    asked_for = Session(assignment(folder, precision="tf32"), CPU)
+    assert (asked_for.trainer.epoch, asked_for.trainer.precision) == (1, "tf32")
+    card = read_card(folder.checkpoint(1))
+    assert card
+    assert card.config["precision"] == "auto"
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_an_older_checkpoint_goes_on_in_what_auto_means_now(
+    has_bf16: bool, folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(Session(assignment(folder), CPU), 1)
+    pretend_cpu(monkeypatch, avx512_bf16=has_bf16)
+    again = Session(assignment(folder), CPU)
+    now = "bf16" if has_bf16 else "fp32"
+    assert (again.trainer.epoch, again.trainer.precision) == (1, now)
+    train(again, 1, precision=now)
+    assert folder.epochs().precision.fillna("unknown").tolist() == ["unknown", now]
 
 
 def test_the_best_and_the_latest_checkpoint_are_kept_and_only_the_latest_can_be_resumed(folder: TrialFolder) -> None:

@@ -25,7 +25,7 @@ METRICS = {
 
 def trainer(max_epochs: int = 4, pos_weight: float = 3.0, workers: int = 1, **config: Any) -> Trainer:
     torch.manual_seed(0)
-    given = Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3} | config)
+    given = Config(**{"backbone": BACKBONE, "weights": None, "lr": 3e-3, "precision": "fp32"} | config)
     sub_model = SubModel(build(given.backbone, 32), 32, 32, 1, [0.3], [0.2])
     return Trainer(sub_model, given, pos_weight=pos_weight, max_epochs=max_epochs, device=CPU, seed=5, workers=workers)
 
@@ -44,25 +44,36 @@ def test_it_learns_and_reports_every_metric_each_epoch() -> None:
     assert sum(epochs[0][f"val_{count}"] for count in ("tn", "fp", "fn", "tp")) == 64
 
 
-@pytest.mark.parametrize(("precision", "computed"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
-def test_it_computes_in_the_given_precision_and_keeps_float32_weights(precision: str, computed: torch.dtype) -> None:
+@pytest.mark.parametrize(("precision", "computed"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_it_trains_in_the_given_precision_but_weights_head_and_validation_are_float32(
+    precision: str, computed: torch.dtype
+) -> None:
     given = trainer(max_epochs=12, precision=precision)
     convolution = next(module for module in given.sub_model.modules() if isinstance(module, nn.Conv2d))
-    seen = set()
-    convolution.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    seen, of_head = set(), set()
+    convolution.register_forward_hook(lambda module, inputs, output: seen.add((module.training, output.dtype)))
+    given.sub_model.head().register_forward_hook(lambda module, inputs, output: of_head.add(output.dtype))
     epochs = run(given)
-    assert seen == {computed}
+    assert seen == {(True, computed), (False, torch.float32)}
+    assert of_head == {torch.float32}
     assert {parameter.dtype for parameter in given.sub_model.parameters()} == {torch.float32}
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
 
 
 def test_tf32_is_allowed_only_for_the_trial_that_asks_for_it() -> None:
-    """Trials follow each other in one process."""
-    allowed = []
+    """Trials follow each other in one process; validation allows it to none."""
+    allowed = set()
+
+    def note(module: nn.Module, *_: Any) -> None:
+        of = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        allowed.add((given.precision, module.training, *of))
+
     for precision in ("tf32", "fp32"):
-        run(trainer(max_epochs=1, precision=precision))
-        allowed.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
-    assert allowed == [(True, True), (False, False)]
+        given = trainer(max_epochs=1, precision=precision)
+        given.sub_model.head().register_forward_hook(note)
+        run(given)
+    assert {found for found in allowed if found[2] or found[3]} == {("tf32", True, True, True)}
+    assert len(allowed) == 4
 
 
 @pytest.mark.parametrize(

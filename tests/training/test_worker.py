@@ -100,12 +100,13 @@ def test_every_epoch_is_reported_after_it_is_saved_and_the_end_comes_last(
 def test_a_resumed_trial_first_reports_the_epoch_that_it_resumes_from(
     images: ImageSet, given: Callable[..., Assignment]
 ) -> None:
-    first, todo = given(epochs=3), given(epochs=3)
+    first, todo = given(epochs=3, precision="bf16"), given(epochs=3, precision="bf16")
     seen: list[EpochRow] = []
     train(replace(first, epochs=2), images, cpus=1, gpus=0)
     assert train(todo, images, cpus=1, gpus=0, on_epoch=seen.append) is None
     assert [row["epoch"] for row in seen] == [2, 3]
-    assert [(row["device"], row["parts"]) for row in seen] == [("cpu", 1)] * 2
+    assert [(row["device"], row["parts"], row["precision"]) for row in seen] == [("cpu", 1, "bf16")] * 2
+    assert todo.folder.epochs().precision.tolist() == ["bf16"] * 3
     seen.clear()
     assert train(todo, images, cpus=1, gpus=0, on_epoch=seen.append) is None
     assert [row["epoch"] for row in seen] == [3]

@@ -1,4 +1,7 @@
-"""torchvision's classification networks, by their names there."""
+"""torchvision's classification networks, by their names there.
+
+Importing torchvision imports torch's compiler: two seconds that a process without its networks does not pay.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import nn
 
 from ovr_ray.errors import BadInput, Fault
@@ -26,16 +28,20 @@ class Torchvision:
 
     def names(self) -> Sequence[str]:
         """Return torchvision's own names."""
-        return torchvision.models.list_models(module=torchvision.models)
+        from torchvision import models
+
+        return models.list_models(module=models)
 
     def build(self, name: str, image_size: int) -> Backbone:
         """Return the network; only vision transformers depend on the image size, by their position embeddings."""
+        from torchvision import models
+
         options: dict[str, Any] = {}
         if name.startswith("vit_"):
             options["image_size"] = image_size
         if name in ("inception_v3", "googlenet"):
             options["init_weights"] = False  # their own initialisation takes a minute
-        network = torchvision.models.get_model(name, weights=None, **options)
+        network = models.get_model(name, weights=None, **options)
         head = _head(network)
         if name.startswith("squeezenet"):  # the ReLU behind its convolution would keep a logit from being negative
             block, _, index = head.rpartition(".")
@@ -49,8 +55,10 @@ class Torchvision:
 
     def weights(self, name: str, weights: str) -> StateDict:
         """Return weights that torchvision has, or downloads."""
+        from torchvision import models
+
         where = f"backbone {name!r}, weights {weights!r}"
-        enum = torchvision.models.get_model_weights(name)
+        enum = models.get_model_weights(name)
         if weights != "DEFAULT" and weights not in enum.__members__:
             has = ", ".join(["DEFAULT", *enum.__members__])
             remedy = f"it has {has}; or give the path of a state-dict file, or null"

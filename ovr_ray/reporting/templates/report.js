@@ -1,5 +1,4 @@
 "use strict";
-const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 const SPLITS = { train: "training", val: "validation" };
@@ -25,7 +24,6 @@ const drawn = new Map(); // element -> figure
 function draw(element, figure) {
   drawn.set(element, figure);
   const layout = themed(figure.layout);
-  if (figure.data.some((trace) => trace.type === "parcoords")) layout.margin = { l: 70, r: 60, t: 40, b: 24 };
   return Plotly.react(element, structuredClone(figure.data), layout, CONFIG);
 }
 function redraw() { for (const [element, figure] of drawn) draw(element, figure); }
@@ -54,33 +52,34 @@ function print(on) {
 addEventListener("beforeprint", () => print(true));
 addEventListener("afterprint", () => print(false));
 
-for (const element of document.querySelectorAll("[data-figure].plot")) later(element, figures[element.dataset.figure]);
-
 function epochFigure(curves, metric) {
   const line = ([split, name]) => ({ x: curves.epoch, y: curves[split][metric], name, type: "scatter", mode: "lines+markers",
     line: { color: color(split), width: 2 }, marker: { size: 4 } });
   return { data: Object.entries(SPLITS).map(line), layout: { showlegend: false, hovermode: "x unified", margin: { l: 36, r: 6, t: 6, b: 24 } } };
 }
 
-for (const select of document.querySelectorAll("select.epochs")) {
-  const trials = figures[select.dataset.figure];
-  const grid = select.closest("section").querySelector(".small-multiples");
-  const plots = Object.entries(METRICS).map(([metric, title]) => {
-    const figure = grid.appendChild(document.createElement("figure"));
-    figure.appendChild(document.createElement("figcaption")).textContent = title;
-    const plot = figure.appendChild(document.createElement("div"));
-    plot.className = "plot";
-    return [plot, metric];
-  });
-  for (const name of Object.keys(trials)) select.add(new Option(name, name, false, name === select.dataset.trial));
-  const show = () => {
-    for (const [plot, metric] of plots) {
-      const figure = epochFigure(trials[select.value], metric);
-      drawn.has(plot) ? draw(plot, figure) : later(plot, figure);
-    }
-  };
-  select.addEventListener("change", show);
-  show();
+function fill(figures) {
+  for (const element of document.querySelectorAll("[data-figure].plot")) later(element, figures[element.dataset.figure]);
+  for (const select of document.querySelectorAll("select.epochs")) {
+    const trials = figures[select.dataset.figure];
+    const grid = select.closest("section").querySelector(".small-multiples");
+    const plots = Object.entries(METRICS).map(([metric, title]) => {
+      const figure = grid.appendChild(document.createElement("figure"));
+      figure.appendChild(document.createElement("figcaption")).textContent = title;
+      const plot = figure.appendChild(document.createElement("div"));
+      plot.className = "plot";
+      return [plot, metric];
+    });
+    for (const name of Object.keys(trials)) select.add(new Option(name, name, false, name === select.dataset.trial));
+    const show = () => {
+      for (const [plot, metric] of plots) {
+        const figure = epochFigure(trials[select.value], metric);
+        drawn.has(plot) ? draw(plot, figure) : later(plot, figure);
+      }
+    };
+    select.addEventListener("change", show);
+    show();
+  }
 }
 
 function compare(a, b) {
@@ -113,3 +112,16 @@ for (const box of document.querySelectorAll("input.overlays")) {
     box.closest("p").nextElementSibling.classList.toggle("hide-overlays", !box.checked);
   });
 }
+
+// Plotly and the figures are compressed, which makes the page less than half as large.
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+Promise.all([unpacked("plotly"), unpacked("figures")]).then(([plotly, figures]) => {
+  document.head.appendChild(document.createElement("script")).textContent = plotly;
+  fill(JSON.parse(figures));
+}).catch((error) => {
+  console.error(error);
+  for (const plot of document.querySelectorAll(".plot")) plot.textContent = `This browser cannot draw it: ${error}`;
+});
