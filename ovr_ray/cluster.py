@@ -61,10 +61,6 @@ def connected(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
         _start()
         if imports:
             imports.join()
-        from ray.data import DataContext  # seconds of imports, done by now in the other thread
-
-        DataContext.get_current().enable_progress_bars = False
-        ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)  # again: importing ray.data sets levels of its own
         try:
             yield
         finally:

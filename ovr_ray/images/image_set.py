@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import ray
-import ray.data
 from upath import UPath
 
+from ovr_ray import ray_quirks
 from ovr_ray.errors import Fault, RunFailed
 from ovr_ray.images.labels import LabelTable
 from ovr_ray.images.progress import progress
@@ -23,6 +24,9 @@ from ovr_ray.images.review import reviewed
 from ovr_ray.images.shards import Images, Shard, missing, shards
 from ovr_ray.recipe import Data
 from ovr_ray.storage import side_by_side, storage_errors
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 WINDOW = 8
 """Shards that a stream shuffles together. It reads the next window ahead, and holds no more than these two."""
@@ -190,11 +194,15 @@ def load(table: LabelTable, data: Data, storage: str, memory: float) -> tuple[Im
     return replace(images, blocks=side_by_side(partial(_block, wanted=wanted), selected)), table
 
 
-def _on_cluster(given: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> ray.data.Dataset:
+def _on_cluster(given: list[Shard], work: Callable[[dict[str, Any]], dict[str, np.ndarray]]) -> Dataset:
     """Apply ``work`` to each shard in a Ray task of its own, at most one task per CPU at the same time."""
+    from ray import data  # seconds of imports
+
+    data.DataContext.get_current().enable_progress_bars = False
+    ray_quirks.quiet(ray_quirks.CHATTY, logging.CRITICAL)  # importing ray.data sets levels of its own
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    tasks = ray.data.TaskPoolStrategy(size=max(1, min(len(given), cpus)))
-    items = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in given], override_num_blocks=len(given))
+    tasks = data.TaskPoolStrategy(size=max(1, min(len(given), cpus)))
+    items = data.from_items([{"shard": pickle.dumps(shard)} for shard in given], override_num_blocks=len(given))
     return items.map_batches(work, batch_size=None, compute=tasks)
 
 

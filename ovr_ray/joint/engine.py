@@ -97,6 +97,8 @@ def session(content: bytes, threads: int) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # beside other programs, threads that spin wait for each other: 1.2 to 1.5 times the time; alone, 5 ms for one image
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -1,16 +1,16 @@
-"""Batch prediction with a joint model, through Ray Data."""
+"""Batch prediction with a joint model, in the processes of a cluster or in this one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Final
 
 import pandas as pd
 import ray
-import ray.data
 from ray.exceptions import RayError
 from upath import UPath
 
@@ -26,9 +26,6 @@ from ovr_ray.storage import location
 
 CHUNK: Final = 128
 """Images that one Ray task predicts. A prediction of no more images starts no cluster."""
-
-NUMBER: Final = "-chunk"
-"""Column of a chunk's number. No task can have this name, because names begin with a letter or a digit."""
 
 
 class SavedModel:
@@ -136,31 +133,23 @@ def in_turn(
     int, DataFrame
         Number of a chunk, and what ``work`` returned for it, in the order in which they end.
     """
-    work = partial(work, model=model.files, metadata=model.metadata)
     if sum(map(len, chunks)) <= CHUNK and not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
-        yield from enumerate(map(work, chunks))
+        for number, chunk in enumerate(chunks):
+            yield number, work(chunk, model.files, model.metadata)
         return
     with cluster.connected():
         if folder is not None and cluster.has_several_nodes():
             cluster.refuse_unseen_storage(folder, chunks[0]["path"].iloc[0])
         share, places = cluster.prediction_share()
-        numbered = [chunk.assign(**{NUMBER: number}) for number, chunk in enumerate(chunks)]
-        dataset = ray.data.from_pandas(numbered).map_batches(
-            partial(_numbered, work=work),
-            batch_size=len(chunks[0]),  # one chunk per task; with GPUs Ray refuses None
-            batch_format="pandas",
-            compute=ray.data.TaskPoolStrategy(size=max(1, min(workers or places, len(chunks)))),
-            num_cpus=share.cpus,
-            num_gpus=share.gpus,
-            max_calls=0,  # otherwise a process with a GPU ends after one chunk, and its model with it
-        )
-        try:  # in pyarrow's format, because Ray's own conversion loses NaN
-            for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield done[NUMBER][0].as_py(), done.drop_columns(NUMBER).to_pandas()
+        # without max_calls, a process with a GPU would end after one chunk, and its model with it
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(work)
+        waiting, running = deque(enumerate(chunks)), dict[ray.ObjectRef, int]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < (workers or places):
+                    number, chunk = waiting.popleft()
+                    running[task.remote(chunk, model.files, model.metadata)] = number
+                (done,), _ = ray.wait(list(running))
+                yield running.pop(done), ray.get(done)
         except RayError as error:  # a full disk, a model that a node does not see
             raise RunFailed(f"prediction failed: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _numbered(chunk: pd.DataFrame, work: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    (number,) = chunk[NUMBER].unique()  # Ray Data must not put several chunks into one batch
-    return work(chunk).assign(**{NUMBER: number})

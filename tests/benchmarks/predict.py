@@ -31,7 +31,7 @@ LONG = False
 SIZE = 224
 IMAGES = 512
 """A multiple of the images that a Ray task predicts, so that two workers share them equally."""
-RUNS = 5
+RUNS = 3
 LABELS = ["a", "b"]
 
 
