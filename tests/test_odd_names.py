@@ -45,6 +45,7 @@ def test_a_run_ends_with_a_model_that_predicts_every_file(tmp_path: Path, ray_se
     for images, expected in ((folder / "data.csv", list(table.filename)), (folder, FILES[1:])):
         predicted = run_cli("predict", run, images, "--output", tmp_path / "answers.csv")
         assert predicted.exit_code == 0, predicted.stderr
+        assert "joint.onnx answers, by ONNX Runtime" in predicted.stderr
         answers = pd.read_csv(tmp_path / "answers.csv", sep=";", keep_default_na=False)
         assert (answers.error == "").all()
         assert {Path(name).name for name in expected} <= {Path(name).name for name in answers.filename}

@@ -43,7 +43,7 @@ def test_every_answer_that_the_metrics_are_computed_from_is_in_predictions_csv(f
     for scores, part in ((metrics["tasks"], "test"), (metrics["validation"], "val")):
         scored = answers[answers.part == part]
         for task, score in scores.items():
-            decided = (scored[f"{task}_probability"] >= np.float32(score["threshold"])).to_numpy()
+            decided = scored[f"{task}_probability"].to_numpy(np.float32) >= np.float32(score["threshold"])
             counts = Confusion.of(scored[task].to_numpy(), decided).counts()
             assert {name: score[name] for name in counts} == counts
 
