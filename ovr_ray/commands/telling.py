@@ -55,7 +55,7 @@ def print_engine(files: ModelFiles, are_many: bool = False) -> None:
     if files.on_cpu != files.file:
         typer.echo(f"on CPUs, {files.on_cpu} answers, by ONNX Runtime", err=True)
     elif are_many and files.file.endswith(".pt"):
-        typer.echo("on CPUs, joint.onnx is about twice as fast: ovr-ray combine RUN --format onnx", err=True)
+        typer.echo("on CPUs, joint.onnx would be faster: ovr-ray combine RUN --format onnx", err=True)
 
 
 def print_answers(table: pd.DataFrame, labels: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from upath import UPath
 from ovr_ray.errors import BadInput, Fault
 from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.runs import METADATA, beside
-from ovr_ray.storage import read_whole
+from ovr_ray.storage import read_whole, storage_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -57,7 +57,7 @@ class ModelFiles:
         twin = beside(file, ONNX)
         try:
             is_paired = file != twin and _onnx_metadata(read_whole(twin), twin).torchscript == digest
-        except (FileNotFoundError, BadInput):  # a file of another program may lie there
+        except (*storage_errors(), BadInput):  # there is none, or it is another program's
             is_paired = False
         return cls(str(file), str(twin if is_paired else file), digest)
 

@@ -13,6 +13,7 @@ from upath import UPath
 from ovr_ray.commands import telling
 from ovr_ray.commands.telling import answers_table, metrics_table, refinement_table
 from ovr_ray.images import LabelTable
+from ovr_ray.joint import ModelFiles
 from ovr_ray.results import Parts
 from ovr_ray.runs import EnsembleRecord, Scores
 from tests.support import joint_metadata
@@ -182,3 +183,19 @@ def test_parts_are_printed_to_standard_error(capsys: pytest.CaptureFixture[str])
 def test_nothing_is_printed_about_unreadable_images_where_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
     telling.print_unreadable(0, 30)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "on_cpu", "are_many", "told"),
+    [
+        ("r/joint.pt", "r/joint.onnx", False, "on CPUs, r/joint.onnx answers, by ONNX Runtime\n"),
+        ("r/joint.pt", "r/joint.pt", False, ""),
+        ("r/joint.pt", "r/joint.pt", True, "on CPUs, joint.onnx would be faster: ovr-ray combine RUN --format onnx\n"),
+        ("r/joint.onnx", "r/joint.onnx", True, ""),
+    ],
+)
+def test_it_is_told_which_file_answers(
+    file: str, on_cpu: str, are_many: bool, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telling.print_engine(ModelFiles(file, on_cpu, "digest"), are_many)
+    assert capsys.readouterr().err == told

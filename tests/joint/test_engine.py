@@ -71,6 +71,9 @@ def test_an_onnx_file_of_another_model_is_not_used(pair: UPath, tmp_path: Path) 
     for content in (pair.with_name("joint.onnx").read_bytes(), b"damaged", b""):
         later.with_name("joint.onnx").write_bytes(content)
         assert ModelFiles.of(later, digest_of(later)).on_cpu == str(later)
+    later.with_name("joint.onnx").unlink()
+    later.with_name("joint.onnx").mkdir()
+    assert ModelFiles.of(later, digest_of(later)).on_cpu == str(later)
 
 
 @pytest.mark.usefixtures("without_ray")
