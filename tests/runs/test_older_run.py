@@ -84,7 +84,8 @@ def test_its_search_is_resumed_from_the_last_epoch(older: RunFolder) -> None:
     assert counts[Status.UNFINISHED].tolist() == [0, 0]
     assert counts.begun.tolist() == [3, 2]
     resumed = older.trial("crack", 2).epochs()
-    assert resumed.head(len(unfinished)).equals(unfinished)
+    assert resumed[unfinished.columns].head(len(unfinished)).equals(unfinished)
+    assert resumed.precision.isna().tolist() == [True] * len(unfinished) + [False] * (len(resumed) - len(unfinished))
     assert older.trial("crack", 0).epochs().equals(finished)
     metrics = ovr_ray.evaluate(ovr_ray.combine(older))
     assert metrics["images"] == 16
