@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -54,11 +54,9 @@ class ModelFiles:
     @classmethod
     def of(cls, file: UPath, digest: str) -> ModelFiles:
         """Look for an ONNX file beside a TorchScript file; it answers on CPUs if both were written together."""
-        twin = beside(file, ONNX)
-        try:
-            is_paired = file != twin and _onnx_metadata(read_whole(twin), twin).torchscript == digest
-        except (*storage_errors(), BadInput):  # there is none, or it is another program's
-            is_paired = False
+        twin, is_paired = beside(file, ONNX), False
+        with suppress(*storage_errors(), BadInput):  # there is none, or it is another program's
+            is_paired = _onnx_metadata(read_whole(twin), twin).torchscript == digest
         return cls(str(file), str(twin if is_paired else file), digest)
 
     def engine(self, device: torch.device, threads: int) -> Engine:
