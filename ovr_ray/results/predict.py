@@ -146,7 +146,7 @@ def in_turn(
         waiting, running = deque(enumerate(chunks)), dict[ray.ObjectRef, int]()
         try:
             while waiting or running:
-                while waiting and len(running) < (workers or places):
+                while waiting and len(running) < max(1, workers or places):  # a cluster may have no node yet
                     number, chunk = waiting.popleft()
                     running[task.remote(chunk, model.files, model.metadata)] = number
                 (done,), _ = ray.wait(list(running))

@@ -130,7 +130,8 @@ def record(folder: Path, task: str, number: int, seed: int, config: Config) -> N
         for some in np.split(order, range(config.batch_size, len(order), config.batch_size)):
             yield augmented(pixels[some], config.augment(Augment()), rng), labels[some]
 
-    logits, few, spent = [], unseen[:2], 0.0  # the trainer's own validation is not used
+    few = unseen[[int(labels[unseen].argmax()), int(labels[unseen].argmin())]]  # its own validation is not used
+    logits, spent = [], 0.0
     began = time.thread_time()
     for _ in trainer.epochs(batches, lambda: [(pixels[few], labels[few])], len(rows["train"])):
         spent += time.thread_time() - began
@@ -178,8 +179,9 @@ def asha(count: int) -> Policy:
             for rung in rungs(search):
                 score = trial.val[rung - 1]
                 others = seen.setdefault(rung, [])
+                is_stopped = bool(others) and score < np.quantile(others, 1 - 1 / search.reduction)
                 others.append(score)
-                if score < np.quantile(others, 1 - 1 / search.reduction):
+                if is_stopped:
                     epochs = rung
                     break
             reached.append(epochs)

@@ -120,6 +120,20 @@ def test_a_worker_gets_a_gpu_with_its_share_of_the_cpus(ray_session: None) -> No
 
 
 @pytest.mark.slow
+def test_a_cluster_whose_first_node_is_still_to_come_is_asked_for_one_worker(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process(chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
+        return chunk
+
+    monkeypatch.setattr(cluster, "prediction_share", lambda: (Share(cpus=1, gpus=0), 0))
+    model = JointModel(["a"], [random_sub_model(BACKBONE, 64)], [0.5]).eval()
+    write_torchscript(model, UPath(tmp_path / "joint.pt"), joint_metadata("a"), list(random_images(count=1)))
+    chunks = [pd.DataFrame({"filename": ["a.png"], "path": ["/a.png"]})] * 2
+    assert sorted(dict(in_turn(SavedModel(str(tmp_path / "joint.pt")), chunks, process))) == [0, 1]
+
+
+@pytest.mark.slow
 def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
     def process(chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
         return pd.DataFrame({"process": [os.getpid()]})
