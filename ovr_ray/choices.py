@@ -13,7 +13,7 @@ OnBadImage = Literal["error", "skip"]
 OnDuplicates = Literal["warn", "error", "together"]
 Metric = Literal["f1", "f1_at_half", "average_precision"]
 Searcher = Literal["tpe", "random"]
-Scheduler = Literal["asha", "none"]
+Scheduler = Literal["asha", "halving", "none"]
 
 Split = Literal["train", "val", "test"]
 """The three subsets of the labelled images; files call their column ``part``."""

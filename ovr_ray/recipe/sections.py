@@ -178,9 +178,9 @@ class Search(Section):
     scheduler: Scheduler = "asha"
     max_epochs: PositiveInt = 30
     grace_epochs: PositiveInt = 3
-    """Number of epochs before which ASHA stops no trial."""
+    """Number of epochs before which early stopping stops no trial."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """At each rung of ASHA, 1 in this many trials continues."""
+    """At each rung of early stopping, 1 in this many trials continues."""
     seed: NonNegativeInt = 0
     max_concurrent: PositiveInt | None = None
     """Trials that run at once; null: as many as fit the running nodes. A number also makes an autoscaler add nodes."""

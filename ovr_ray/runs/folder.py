@@ -243,7 +243,7 @@ def _changes(before: Recipe, recipe: Recipe) -> Iterator[Fault]:
     old, new = _flat(before.dump()), _flat(recipe.resolved().dump())
     for path in dict.fromkeys([*old, *new]):
         was, now = old.get(path, _ABSENT), new.get(path, _ABSENT)
-        if was != now and not _may_change(path):
+        if was != now and not _may_change(path) and not _is_longer_halving(path, before, recipe):
             yield Fault(".".join(path), f"was {was!r} when run {recipe.name!r} began and is {now!r} now", GO_BACK)
 
 
@@ -255,6 +255,12 @@ def _may_change(path: tuple[str, ...]) -> bool:
         case ("search", "time_budget" | "max_concurrent" | "max_failures" | "trackers", *_):
             return True
     return False
+
+
+def _is_longer_halving(path: tuple[str, ...], before: Recipe, recipe: Recipe) -> bool:
+    """Return whether the field is the last epoch of a search by halving, and has grown: stopped trials go on then."""
+    is_halving = recipe.search.scheduler == "halving"
+    return path == ("search", "max_epochs") and is_halving and recipe.search.max_epochs > before.search.max_epochs
 
 
 def with_images(recipe: Recipe, images: str) -> Recipe:

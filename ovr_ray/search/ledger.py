@@ -18,6 +18,7 @@ from ovr_ray.errors import OvrRayError, RunFailed
 from ovr_ray.recipe import Config, Recipe
 from ovr_ray.runs import Clock, RunFolder, Status, TrialFolder, TrialRecord, read_epochs
 from ovr_ray.search.messages import TrialKey
+from ovr_ray.search.rules import rule_of
 
 
 @dataclass
@@ -64,6 +65,16 @@ class Trial:
         """The last epoch that is known; 0 before the first."""
         return max(self.scores, default=0)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it ended without a result."""
+        return self.status.is_lost
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was trained to its goal, was stopped, or was lost."""
+        return self.status != Status.UNFINISHED
+
     def note(self, epoch: int, score: float) -> None:
         """Add the score of an epoch; scores of this and later epochs that were known before are dropped."""
         self.scores = {known: s for known, s in self.scores.items() if known < epoch} | {epoch: score}
@@ -108,6 +119,7 @@ class Ledger:
         self.clock = Clock(run.clock)
         self.refusal: OvrRayError | None = None
         self.trials: dict[str, list[Trial]] = {task: [] for task in recipe.tasks}
+        self._rules = {name: rule_of(recipe.search, task.trials) for name, task in recipe.tasks.items()}
         found = run.trials()
         scores: list[dict[int, float]] = [{} for _ in found]
         if len(epochs := read_epochs([trial.folder for trial in found])):
@@ -116,13 +128,22 @@ class Ledger:
                 scores[place][epoch] = score
         for trial, own in zip(found, scores, strict=True):
             self._recall(trial.folder, trial.record, own)
+        for recalled in self.every():
+            if not recalled.is_lost and recalled.epoch >= self.goal(recalled):
+                recalled.status = self._status_at_rest(recalled)
 
     def _recall(self, folder: TrialFolder, record: TrialRecord, scores: dict[int, float]) -> None:
         known = (record.status, record.reason, record.failures)
         trial = Trial(record.task, record.number, record.config, folder, *known, scores=scores, recorded=record.status)
-        if trial.status == Status.UNFINISHED and trial.epoch >= self.recipe.search.max_epochs:
-            trial.status = Status.FINISHED
         self.trials[trial.task].append(trial)
+
+    def _status_at_rest(self, trial: Trial) -> Status:
+        """Return the status of a trial that has reached its goal."""
+        return Status.FINISHED if trial.epoch >= self.recipe.search.max_epochs else Status.STOPPED
+
+    def goal(self, trial: Trial) -> int:
+        """Return the epoch to which a trial may be trained by now; ASHA may stop it before."""
+        return self._rules[trial.task].goal(self.trials[trial.task], trial.number)
 
     def trial(self, key: TrialKey) -> Trial:
         """Return one trial."""
@@ -170,19 +191,36 @@ class Ledger:
         """Return how many trials of a task run now."""
         return sum(trial.live for trial in self.trials[task])
 
-    def unstarted(self, task: str) -> Trial | None:
-        """Return a trial that an earlier session left unfinished, and that does not run; None if there is none."""
-        return next((t for t in self.trials[task] if t.status == Status.UNFINISHED and not t.live), None)
+    def waiting(self, task: str) -> list[Trial]:
+        """Return the begun trials of a task that do not run and may be trained further."""
+        trials = self.trials[task]
+        unsettled = (trials[number] for number in self._rules[task].unsettled(trials))
+        return [trial for trial in unsettled if not trial.live]
+
+    def known(self, task: str) -> list[Trial]:
+        """Return the ended trials that the draw of a task's next trial learns from."""
+        trials = self.trials[task]
+        return [trials[number] for number in self._rules[task].known(trials)]
 
     def left(self, task: str) -> int:
-        """Return how many trials of a task still have to start, or to start again."""
-        done_or_live = sum(trial.live or trial.status != Status.UNFINISHED for trial in self.trials[task])
+        """Return how many trials of a task still have to be drawn, or to be trained further."""
+        done_or_live = len(self.trials[task]) - len(self.waiting(task))
         return max(0, self.recipe.tasks[task].trials - done_or_live)
 
     def next_task(self) -> str | None:
-        """Return the task whose turn it is: the one with the fewest running trials; None if no task has trials left."""
-        waiting = [task for task in self.tasks if self.left(task)]
-        return min(waiting, key=lambda task: (self.live(task), -self.left(task)), default=None)
+        """Return the task whose turn it is: the one with the fewest running trials; None if none has a trial now."""
+        ready = [task for task in self.tasks if self.left(task) and (self.waiting(task) or self._may_begin(task))]
+        return min(ready, key=lambda task: (self.live(task), -self.left(task)), default=None)
+
+    def _may_begin(self, task: str) -> bool:
+        trials = self.trials[task]
+        return len(trials) < self.recipe.tasks[task].trials and self._rules[task].may_begin(trials)
+
+    def start(self, trial: Trial) -> None:
+        """Note that a trial runs now; one that had been stopped is unfinished again."""
+        trial.live, trial.status = True, Status.UNFINISHED
+        if trial.recorded != trial.status:
+            self._save(trial)
 
     def begin(self, task: str, config: Config) -> Trial:
         """Add a trial and write its record; if the disk is full, :attr:`refusal` is set."""
@@ -191,6 +229,11 @@ class Ledger:
         self._save(trial)
         self.trials[task].append(trial)
         return trial
+
+    def pause(self, trial: Trial) -> None:
+        """Record that a trial trains no further for now: it reached its goal, was stopped, or the search is over."""
+        is_cut = self.is_over and trial.epoch < self.goal(trial)
+        self.end(trial, Status.UNFINISHED if is_cut else self._status_at_rest(trial))
 
     def end(self, trial: Trial, status: Status, reason: str = "") -> None:
         """Record how a trial ended; an unfinished one is left to a later session."""

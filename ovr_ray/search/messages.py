@@ -17,7 +17,7 @@ from ovr_ray.recipe import Config
 from ovr_ray.runs import trial_name
 from ovr_ray.training import Cause, EarlyEnd, EpochRow
 
-_CAUSE, _REASON = "ended_early", "reason"
+_CAUSE, _REASON, _EPOCHS = "ended_early", "reason", "epochs"
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,26 @@ class TrialKey:
 
 @dataclass(frozen=True)
 class Order:
-    """What a trial is to train."""
+    """What a trial is to train, up to which epoch."""
 
     key: TrialKey
     config: Config
+    epochs: int
 
     def to_tune(self) -> dict[str, Any]:
         """Return the config that Tune hands to the trial, and shows to its loggers."""
-        return {"task": self.key.task, "number": self.key.number, **self.config.model_dump(mode="json")}
+        return {
+            "task": self.key.task,
+            "number": self.key.number,
+            _EPOCHS: self.epochs,
+            **self.config.model_dump(mode="json"),
+        }
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Order:
         """Return the order that Tune handed to a trial."""
         fields = {name: value for name, value in given.items() if name in Config.model_fields}
-        return cls(TrialKey(given["task"], given["number"]), Config(**fields))
+        return cls(TrialKey(given["task"], given["number"]), Config(**fields), given[_EPOCHS])
 
 
 def epoch_report(row: EpochRow) -> dict[str, Any]:

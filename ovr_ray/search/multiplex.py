@@ -1,14 +1,14 @@
 """All tasks of a search behind one Tuner: a searcher and a scheduler per task, with fair turns.
 
 Both are rebuilt from the run folder when a search is resumed: Optuna is given the finished trials again, and those
-of a warm start, ASHA of the recorded epochs. A draw depends on the seed, the task, the trial's number and what Optuna
-knows by then, not on how often the search was interrupted.
+of a warm start, ASHA the recorded epochs. A draw depends on the seed, the task, the trial's number and what Optuna
+knows by then, not on how often the search was interrupted. Halving needs no scheduler of Tune's: every promotion is a
+trial of Tune's that ends at its next rung.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import count, takewhile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -52,34 +52,36 @@ class TaskSearch:
     def __init__(self, task: str, space: TaskSpace, search: Search, prior: Sequence[PriorTrial] = ()) -> None:
         self._task, self._space, self._search = task, space, search
         self._study = optuna.create_study(direction="maximize")
-        self._asked: dict[int, optuna.Trial] = {}
+        self._known: set[int] = set()
         for trial in prior:
-            self._add(trial.config, TrialState.COMPLETE, trial.score)
+            self._add(trial.config, trial.score)
         self._first = [space.parameters(space.first())] if space.has_default or not prior else []
         if prior and (best := space.parameters(max(prior, key=lambda trial: trial.score).config)) not in self._first:
             self._first.append(best)
 
     def ask(self, number: int) -> Config:
-        """Return the config of trial ``number``: one of the first ones, or a draw."""
+        """Return the config of trial ``number``: one of the first ones, or a draw.
+
+        The study forgets the draw. It gets the trial when it has ended, in the order of :meth:`learn`, so that it looks
+        the same whether or not the search was interrupted in between.
+        """
         self._study.sampler = self._sampler(derived_seed(self._search.seed, self._task, number))
         if number < len(self._first):
             self._study.enqueue_trial(self._first[number])
-        self._asked[number] = self._study.ask(fixed_distributions=self._space.distributions)
-        return self._space.config(self._asked[number].params)
+        drawn = self._study.ask(fixed_distributions=self._space.distributions)
+        self._study.tell(drawn, state=TrialState.FAIL)
+        return self._space.config(drawn.params)
 
-    def tell(self, trial: Trial) -> None:
-        """Learn how a trial of this or an earlier session ended."""
-        value = trial.best if trial.status.is_scored else None
-        state = TrialState.COMPLETE if value is not None else TrialState.FAIL
-        if trial.number in self._asked:
-            self._study.tell(self._asked.pop(trial.number), value, state)
-        else:
-            self._add(trial.config, state, value)
+    def learn(self, trials: Iterable[Trial]) -> None:
+        """Learn how trials of this or an earlier session ended, those that it does not know yet."""
+        for trial in trials:
+            if trial.number not in self._known and trial.status.is_scored and trial.best is not None:
+                self._add(trial.config, trial.best)
+            self._known.add(trial.number)
 
-    def _add(self, config: Config, state: TrialState, value: float | None) -> None:
+    def _add(self, config: Config, value: float) -> None:
         self._study.add_trial(
             optuna.trial.create_trial(
-                state=state,
                 value=value,
                 params=self._space.parameters(config),
                 distributions=self._space.distributions,
@@ -116,9 +118,6 @@ class MultiplexSearcher(Searcher):
         for name, task in recipe.tasks.items():
             space = TaskSpace(task, recipe.data.image_size)
             self._searches[name] = TaskSearch(name, space, recipe.search, known.of(name))
-            for trial in ledger.trials[name]:
-                if trial.status != Status.UNFINISHED:
-                    self._searches[name].tell(trial)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's config, None if there is none now, or FINISHED if there will be none."""
@@ -127,40 +126,38 @@ class MultiplexSearcher(Searcher):
             return None if self._running and not self._ledger.is_over else Searcher.FINISHED
         if len(self._running) >= self._slots():
             return None
-        trial = self._ledger.unstarted(task)
-        if trial is None:
-            trial = self._ledger.begin(task, self._searches[task].ask(len(self._ledger.trials[task])))
-            if self._ledger.is_over:  # its record cannot be written
-                return Searcher.FINISHED
-        trial.live = True
+        trial = next(iter(self._ledger.waiting(task)), None) or self._draw(task)
+        self._ledger.start(trial)
+        if self._ledger.is_over:  # its record cannot be written
+            return Searcher.FINISHED
         self._running[trial_id] = trial
-        return Order(TrialKey(task, trial.number), trial.config).to_tune()
+        return Order(TrialKey(task, trial.number), trial.config, self._ledger.goal(trial)).to_tune()
+
+    def _draw(self, task: str) -> Trial:
+        search = self._searches[task]
+        search.learn(self._ledger.known(task))
+        return self._ledger.begin(task, search.ask(len(self._ledger.trials[task])))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note the score of an epoch."""
         self._note(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record how a trial ended, and learn from it."""
+        """Record how a trial ended."""
         trial = self._running.pop(trial_id)
         if not error:  # MultiplexScheduler.on_trial_error has recorded the crash
             self._end(trial, result or {})
-        if trial.status != Status.UNFINISHED:
-            self._searches[trial.task].tell(trial)
 
     def _note(self, trial: Trial, result: dict[str, Any]) -> None:
         if epoch := epoch_of(result):
             trial.note(epoch, result[self._ledger.score_column])
 
     def _end(self, trial: Trial, last: dict[str, Any]) -> None:
-        ledger = self._ledger
         self._note(trial, last)  # Tune reports the epoch at which it stops a trial only here
         if early := end_of(last):
             self._end_early(trial, early)
-        elif trial.epoch >= ledger.recipe.search.max_epochs:
-            ledger.end(trial, Status.FINISHED)
         else:
-            ledger.end(trial, Status.UNFINISHED if ledger.is_over else Status.STOPPED)
+            self._ledger.pause(trial)
 
     def _end_early(self, trial: Trial, early: EarlyEnd) -> None:
         ledger = self._ledger
@@ -252,7 +249,7 @@ def _lasting(key: TrialKey) -> Any:
 
 def _scheduler(search: Search) -> TrialScheduler:
     match search.scheduler:
-        case "none":
+        case "none" | "halving":
             return FIFOScheduler()
         case "asha":
             return ASHAScheduler(
@@ -263,17 +260,5 @@ def _scheduler(search: Search) -> TrialScheduler:
                 grace_period=search.grace_epochs,
                 reduction_factor=search.reduction,
             )
-        case _:
-            assert_never(search.scheduler)
-
-
-def rungs(search: Search) -> list[int]:
-    """Return the epochs at which early stopping compares trials."""
-    match search.scheduler:
-        case "none":
-            return []
-        case "asha":
-            every = (search.grace_epochs * search.reduction**k for k in count())
-            return list(takewhile(lambda epoch: epoch < search.max_epochs, every))
         case _:
             assert_never(search.scheduler)

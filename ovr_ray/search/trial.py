@@ -48,7 +48,7 @@ class SearchContext:
             std=self.std,
             stored_size=recipe.data.image_size,
             channels=recipe.data.channels,
-            epochs=recipe.search.max_epochs,
+            epochs=order.epochs,
             max_epochs=recipe.search.max_epochs,
             goal=recipe.tasks[task].threshold,
             augment=order.config.augment(recipe.augment),

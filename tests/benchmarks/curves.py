@@ -13,12 +13,11 @@ alone in the same order of images, and the epochs that it took.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +32,8 @@ from ovr_ray.images.augment import augmented
 from ovr_ray.images.splitting import split
 from ovr_ray.model import SubModel, average_precision, build, initial_weights
 from ovr_ray.recipe import Augment, Config, RandomSplit, Recipe, parse
-from ovr_ray.search.multiplex import TaskSearch, rungs
+from ovr_ray.search.multiplex import TaskSearch
+from ovr_ray.search.rules import rule_of, rungs
 from ovr_ray.search.space import TaskSpace
 from ovr_ray.training import Trainer, derived_seed, keep_pages
 from tests.benchmarks.quality import IMAGES, LABELS
@@ -190,18 +190,35 @@ def asha(count: int) -> Policy:
     return policy
 
 
+@dataclass
+class Replayed:
+    """A recorded trial as a rule sees it, after some of its epochs."""
+
+    curve: Curve
+    epoch: int = 0
+    is_lost = False
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The validation scores so far."""
+        return dict(enumerate(self.curve.val[: self.epoch].tolist(), 1))
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was trained to its last epoch."""
+        return self.epoch == EPOCHS
+
+
 def halving(count: int) -> Policy:
-    """Return synchronous halving: of all trials at a rung, the best 1 in ``reduction`` go on."""
+    """Return halving by promotion: what ``scheduler: halving`` does."""
 
     def policy(trials: list[Curve]) -> tuple[int, int, float]:
-        search, alive, reached = recipe().search, list(range(count)), [EPOCHS] * count
-        for rung, _ in pairwise([*rungs(search), EPOCHS]):
-            alive.sort(key=lambda number: -trials[number].val[rung - 1])
-            kept = math.ceil(len(alive) / search.reduction)
-            for number in alive[kept:]:
-                reached[number] = rung
-            alive = alive[:kept]
-        return _chosen(trials, reached)
+        search = recipe().search.model_copy(update={"scheduler": "halving"})
+        rule, begun = rule_of(search, count), [Replayed(trial) for trial in trials[:count]]
+        while unsettled := rule.unsettled(begun):
+            for number in unsettled:
+                begun[number].epoch = rule.goal(begun, number)
+        return _chosen(trials, [trial.epoch for trial in begun])
 
     return policy
 

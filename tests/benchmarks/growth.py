@@ -1,7 +1,8 @@
 """Searches of more and more trials, tasks and nodes, whose trials only sleep: the driver's time between two trials.
 
-Everything but the training is real: Tune, Optuna, ASHA, the ledger, the live table, the run folder. One search alone:
-``python -m tests.benchmarks.growth TRIALS TASKS NODES [--profile FILE]``; FILE gets the profile of cProfile.
+Everything but the training is real: Tune, Optuna, early stopping, the ledger, the live table, the run folder. One
+search alone: ``python -m tests.benchmarks.growth TRIALS TASKS NODES [--scheduler NAME] [--profile FILE]``; FILE gets
+the profile of cProfile.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from ovr_ray.search.trial import SearchContext, _report
 from tests.benchmarks.measure import Row, row, seconds
 from tests.faults.harness import cluster
 from tests.support import plain_recipe
+from tests.support import rows as rows_of
 
 LONG = True
 CASES = [(trials, 2, 1) for trials in (10, 100, 1000)]
 CASES += [(100, tasks, 1) for tasks in (8, 32)] + [(100, 2, nodes) for nodes in (2, 4, 8)]
 """Trials, tasks and nodes of each search."""
+BOTH = [(48, 2, 4), (48, 1, 4)]
+"""Trials, tasks and nodes of the searches in which halving must keep its slots as busy as ASHA does."""
 SLOTS = 2
 """CPUs that each node declares; they need not exist, because sleeping uses none."""
 EPOCH, EPOCHS, GOAL = 0.25, 4, 0.5
@@ -47,14 +51,31 @@ COUNTS = ("tn", "fp", "fn", "tp")
 
 def rows() -> list[Row]:
     """Run one search per case, each with a cluster and a driver of its own."""
-    return [_row(*case) for case in CASES]
+    return [_row(*case) for case in CASES] + [_halved(*case) for case in BOTH]
+
+
+def _halved(trials: int, tasks: int, nodes: int) -> Row:
+    """Compare the wall time that a slept second takes; each side is one search."""
+    ours, theirs = (_of(trials, tasks, nodes, scheduler) for scheduler in ("halving", "asha"))
+    per_second = [found["wall_s"] / (EPOCH * found["epochs"]) for found in (ours, theirs)]
+    name = f"halving, {trials} trials, {tasks} tasks, {SLOTS * nodes} slots: wall time per second of training"
+    return row(name, "asha", *per_second, 0.9, 1, halving=ours, asha=theirs)
+
+
+def _of(trials: int, tasks: int, nodes: int, scheduler: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.growth", *map(str, (trials, tasks, nodes))]
+    command += ["--scheduler", scheduler]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]
+    )
+    # minutes pass until the next one, which may run out of memory
+    print(f"{trials} trials, {tasks} tasks, {nodes} nodes, {scheduler}: {found}", file=sys.stderr)
+    return found
 
 
 def _row(trials: int, tasks: int, nodes: int) -> Row:
-    command = [sys.executable, "-m", "tests.benchmarks.growth", *map(str, (trials, tasks, nodes))]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+    found = _of(trials, tasks, nodes, "asha")
     name = f"{trials} trials, {tasks} tasks, {nodes} nodes"
-    print(f"{name}: {found}", file=sys.stderr)  # minutes pass until the next one, which may run out of memory
     idle, asleep = found.pop("idle_s"), found.pop("asleep_s")
     goal = asleep / (asleep + GOAL)
     return row(name, "perfectly packed", asleep + idle, asleep, round(goal, 3), 1, **found) | {"goal_idle_s": GOAL}
@@ -64,8 +85,8 @@ def sleep_as_a_trial(config: dict[str, Any], context: SearchContext, images: Ima
     """Sleep, and report and write what a trial does, in place of :func:`ovr_ray.search.trial.train_trial`."""
     folder, began = context.run.trial(config["task"], config["number"]), time.time()
     scores = np.random.default_rng([config["number"]]).random((EPOCHS, 4)).tolist()
-    written: list[dict[str, Any]] = []
-    for epoch, (f1, half, precision, loss) in enumerate(scores, 1):
+    written = rows_of(folder.epochs())
+    for epoch, (f1, half, precision, loss) in list(enumerate(scores, 1))[len(written) : config["epochs"]]:
         time.sleep(EPOCH)
         counts = {f"{split}_{count}": 10 for split in ("train", "val") for count in COUNTS}
         metrics = {"epoch": epoch, "lr": config["lr"], "images_per_s": 100.0, "train_loss": loss, "val_loss": loss}
@@ -76,7 +97,9 @@ def sleep_as_a_trial(config: dict[str, Any], context: SearchContext, images: Ima
         _report(metrics)
 
 
-def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) -> dict[str, Any]:
+def measured(
+    trials: int, tasks: int, nodes: int, scheduler: str = "asha", profile: str | None = None
+) -> dict[str, Any]:
     """Return the figures of one search, in seconds and megabytes.
 
     ``idle_s`` and ``asleep_s`` are means per trial. ``idle_s`` is the time that a slot waits from the end of a trial to
@@ -95,7 +118,7 @@ def measured(trials: int, tasks: int, nodes: int, profile: str | None = None) ->
         before, began = _peak_mb(), time.time()
         profiler = cProfile.Profile()
         with patch.object(search_run, "train_trial", sleep_as_a_trial), profiler if profile else nullcontext():
-            run = search.tune(_recipe(Path(place), trials, tasks), console=watched)
+            run = search.tune(_recipe(Path(place), trials, tasks, scheduler), console=watched)
         total, peak = time.time() - began, _peak_mb()
         if profile:
             profiler.dump_stats(profile)
@@ -113,8 +136,9 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 
 
-def _recipe(place: Path, trials: int, tasks: int) -> Recipe:
-    plain = plain_recipe(place, place / "runs", search={"max_epochs": EPOCHS, "grace_epochs": 1, "reduction": 2})
+def _recipe(place: Path, trials: int, tasks: int, scheduler: str) -> Recipe:
+    searched = {"scheduler": scheduler, "max_epochs": EPOCHS, "grace_epochs": 1, "reduction": 2}
+    plain = plain_recipe(place, place / "runs", search=searched)
     task = plain["tasks"]["crack"]
     task["space"] |= {"weight_decay": {"loguniform": [1e-5, 1e-2]}, "batch_size": {"choice": [16, 32]}}
     named = {f"task{number:02}": {"column": "crack", **task} for number in range(tasks)}
@@ -149,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__)
     for name in ("trials", "tasks", "nodes"):
         parser.add_argument(name, type=int)
+    parser.add_argument("--scheduler", default="asha")
     parser.add_argument("--profile", metavar="FILE")
     print(json.dumps(measured(**vars(parser.parse_args()))))
 

@@ -9,18 +9,14 @@ import argparse
 import random
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.harness import PROJECT, DisturbedSearch, Killed, Safeguard, cluster, compare, kill_nodes, recipe
+from tests.faults.harness import PROJECT, DisturbedSearch, Killed, Kind, Safeguard, cluster, compare, kill_nodes, recipe
 
 DATA = PROJECT / "data" / "elpv"
-SEARCHES = (("random", "none"), ("tpe", "asha"))
-"""Searcher and scheduler of each search."""
-
-WITHOUT: dict[Safeguard, tuple[Killed, tuple[str, str]]] = {
-    "optimizer": ("worker", SEARCHES[0]),
-    "rungs": ("driver", SEARCHES[1]),
-}
+SEARCHES = (Kind("random", "none"), Kind("tpe", "asha"), Kind("tpe", "halving", slots=4))
+WITHOUT: dict[Safeguard, tuple[Killed, Kind]] = {"optimizer": ("worker", SEARCHES[0]), "rungs": ("driver", SEARCHES[1])}
 """Safeguard -> what is killed, and in which search, so that its absence is noticed."""
 
 PER_SEARCH = 10
@@ -37,12 +33,11 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovr-faults-") as folder:
         table = FaultTable(Path(folder), given.seed)
-        for searcher, scheduler in SEARCHES:
+        for kind in SEARCHES:
             for killed in given.killed:
-                table.add(killed, searcher, scheduler, given.kills // len(SEARCHES))
+                table.add(killed, kind, given.kills // len(SEARCHES))
         for safeguard in given.without:
-            killed, search = WITHOUT[safeguard]
-            table.add(killed, *search, 5, safeguard)
+            table.add(*WITHOUT[safeguard], 5, safeguard)
 
 
 class FaultTable:
@@ -50,29 +45,29 @@ class FaultTable:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._rng = folder, random.Random(seed)
-        self._undisturbed: dict[tuple[str, str], DisturbedSearch] = {}
+        self._undisturbed: dict[Kind, DisturbedSearch] = {}
         self._has_header = False
 
-    def add(self, killed: Killed, searcher: str, scheduler: str, kills: int, without: Safeguard | None = None) -> None:
+    def add(self, killed: Killed, kind: Kind, kills: int, without: Safeguard | None = None) -> None:
         """Kill processes of searches this many times in all, and print one row."""
-        expected = self._expected(searcher, scheduler)
+        expected = self._expected(kind)
         made, sessions, differences = 0, 0, Counter[str]()
         while made < kills:
-            name = f"{killed}-{searcher}-{scheduler}-{without}-{self._rng.randrange(10**6)}"
-            plain = recipe(DATA, self._folder, name, searcher, scheduler)
-            search = DisturbedSearch(self._folder, plain, self._rng, without)
+            name = f"{killed}-{kind.scheduler}-{without}-{self._rng.randrange(10**6)}"
+            search = DisturbedSearch(self._folder, recipe(DATA, self._folder, name, kind), self._rng, without)
             _disturb(search, killed, min(PER_SEARCH, kills - made))
             made, sessions = made + len(search.kills), sessions + search.sessions
             differences.update(compare(expected.run, search))
-        self._print(f"{searcher}, {scheduler}", killed, without, made, sessions, differences)
+        self._print(str(kind), killed, without, made, sessions, differences)
 
-    def _expected(self, searcher: str, scheduler: str) -> DisturbedSearch:
-        if (searcher, scheduler) not in self._undisturbed:
-            plain = recipe(DATA, self._folder, f"undisturbed-{searcher}-{scheduler}", searcher, scheduler)
-            search = DisturbedSearch(self._folder, plain, self._rng)
-            search.finish()
-            self._undisturbed[searcher, scheduler] = search
-        return self._undisturbed[searcher, scheduler]
+    def _expected(self, kind: Kind) -> DisturbedSearch:
+        """Return an undisturbed search; that of halving has one slot, because slots must change nothing."""
+        alone = replace(kind, slots=1)
+        if alone not in self._undisturbed:
+            plain = recipe(DATA, self._folder, f"undisturbed-{kind.scheduler}", alone)
+            self._undisturbed[alone] = DisturbedSearch(self._folder, plain, self._rng)
+            self._undisturbed[alone].finish()
+        return self._undisturbed[alone]
 
     def _print(
         self, search: str, killed: str, without: str | None, kills: int, sessions: int, differences: Counter[str]

@@ -53,7 +53,27 @@ TOLERANCE = 1e-6
 """Largest accepted difference of a loss, on the CPU with one thread."""
 
 
-def recipe(data: Path, storage: Path, name: str, searcher: str, scheduler: str, trials: int = 4) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of search.
+
+    Attributes
+    ----------
+    searcher, scheduler : str
+    slots : int
+        Trials that run at once. With more than one, TPE and ASHA see epochs in an order that is chance; halving does
+        not depend on it.
+    """
+
+    searcher: str
+    scheduler: str
+    slots: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.searcher}, {self.scheduler}, {self.slots} at once"
+
+
+def recipe(data: Path, storage: Path, name: str, kind: Kind, trials: int = 4) -> dict[str, Any]:
     """Return a recipe with two labels of real images, so small that a search takes a minute."""
     space = {"lr": {"loguniform": [1e-4, 1e-2]}, "unfreeze_epoch": {"choice": [0, 2]}}
     task = {"trials": trials, "default": {"backbone": BACKBONE, "weights": None}, "space": space}
@@ -62,15 +82,15 @@ def recipe(data: Path, storage: Path, name: str, searcher: str, scheduler: str, 
         "data": {"labels": str(data / "data.csv"), "images": str(data), "image_size": 48, "limit": 240},
         "tasks": {"defective": task, "monocrystalline": task},
         "search": {
-            "searcher": searcher,
-            "scheduler": scheduler,
+            "searcher": kind.searcher,
+            "scheduler": kind.scheduler,
             "max_epochs": 4,
             "grace_epochs": 1,
             "reduction": 2,
             "max_failures": 1000,
-            # one at a time, so that early stopping and TPE, too, see the same epochs in the same order
-            "max_concurrent": 1,
+            "max_concurrent": kind.slots,
         },
+        "resources": {"cpu": 0.5},
         "storage": str(storage),
     }
 
@@ -243,7 +263,7 @@ def kill_nodes(search: DisturbedSearch, nodes: Any, times: int, within: float) -
         end(process)
 
 
-def compare(undisturbed: RunFolder, search: DisturbedSearch) -> dict[str, int]:
+def compare(undisturbed: RunFolder, search: DisturbedSearch, tolerance: float = TOLERANCE) -> dict[str, int]:
     """Count the differences by kind; all are 0 if the kills changed nothing."""
     expected, found = (_trials(run) for run in (undisturbed, search.run))
     counts = dict.fromkeys(("lost trials", "surplus trials", "other configs", "other epochs", "repeated epochs"), 0)
@@ -253,7 +273,7 @@ def compare(undisturbed: RunFolder, search: DisturbedSearch) -> dict[str, int]:
     for name in expected.keys() & found.keys():
         (record, epochs), (other, others) = expected[name], found[name]
         counts["other configs"] += record.config != other.config
-        counts["other epochs"] += _differing(epochs, others)
+        counts["other epochs"] += _differing(epochs, others, tolerance)
     for kill in search.kills:
         for name, epochs in kill.epochs.items():
             now = found[name][1]
@@ -271,9 +291,9 @@ def _trials(run: RunFolder) -> dict[str, tuple[TrialRecord, pd.DataFrame]]:
     return {trial.folder.name: (trial.record, trial.folder.epochs()) for trial in run.trials()}
 
 
-def _differing(epochs: pd.DataFrame, others: pd.DataFrame) -> int:
+def _differing(epochs: pd.DataFrame, others: pd.DataFrame, tolerance: float) -> int:
     """Return the number of epochs that only one trial has, or that differ in a loss or a count."""
     both = epochs.set_index("epoch").join(others.set_index("epoch").add_suffix("_other"), how="outer")
     losses = [f"{split}_loss" for split in ("train", "val")]
     apart = [(both[name] - both[f"{name}_other"]).abs() for name in [*losses, *COUNTS]]
-    return int((~(pd.concat(apart, axis=1).max(axis=1, skipna=False) <= TOLERANCE)).sum())
+    return int((~(pd.concat(apart, axis=1).max(axis=1, skipna=False) <= tolerance)).sum())

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from data.elpv import prepare
-from tests.faults.harness import PROJECT, SAFEGUARDS, DisturbedSearch, Safeguard, code_without, compare, recipe
+from tests.faults.harness import PROJECT, SAFEGUARDS, DisturbedSearch, Kind, Safeguard, code_without, compare, recipe
+
+TPE_ASHA = Kind("tpe", "asha")
 
 long_timeout = pytest.mark.timeout(1800)
 
@@ -29,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DisturbedSearch:
     """A finished search in which nothing was killed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    plain = recipe(data, folder, "undisturbed", "tpe", "asha", trials=3)
+    plain = recipe(data, folder, "undisturbed", TPE_ASHA, trials=3)
     search = DisturbedSearch(folder, plain, random.Random(0))
     search.finish()
     return search
@@ -40,7 +42,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Disturb
 def test_a_search_whose_driver_and_workers_are_killed_ends_as_the_undisturbed_search(
     undisturbed: DisturbedSearch, data: Path, tmp_path: Path
 ) -> None:
-    search = DisturbedSearch(tmp_path, recipe(data, tmp_path, "killed", "tpe", "asha", trials=3), random.Random(1))
+    search = DisturbedSearch(tmp_path, recipe(data, tmp_path, "killed", TPE_ASHA, trials=3), random.Random(1))
     search.kill_driver(2, within=25)
     search.kill_workers(2, within=6)
     assert len(search.kills) == 4
@@ -49,10 +51,27 @@ def test_a_search_whose_driver_and_workers_are_killed_ends_as_the_undisturbed_se
 
 
 @pytest.mark.slow
+@long_timeout
+def test_halving_ends_the_same_to_the_last_digit_with_one_slot_and_with_four_whose_trials_are_killed(
+    data: Path, tmp_path: Path
+) -> None:
+    names = {
+        slots: recipe(data, tmp_path, f"slots{slots}", Kind("tpe", "halving", slots), trials=5) for slots in (1, 4)
+    }
+    alone, crowded = (DisturbedSearch(tmp_path, names[slots], random.Random(slots)) for slots in (1, 4))
+    alone.finish()
+    crowded.kill_driver(1, within=25)
+    crowded.kill_workers(2, within=6)
+    assert len(crowded.kills) == 3
+    differences = compare(alone.run, crowded, tolerance=0)
+    assert set(differences.values()) == {0}, differences
+
+
+@pytest.mark.slow
 @pytest.mark.long
 @long_timeout
 def test_the_comparison_fails_without_a_safeguard(undisturbed: DisturbedSearch, data: Path, tmp_path: Path) -> None:
-    plain = recipe(data, tmp_path, "without", "tpe", "asha", trials=3)
+    plain = recipe(data, tmp_path, "without", TPE_ASHA, trials=3)
     search = DisturbedSearch(tmp_path, plain, random.Random(2), without="optimizer")
     search.kill_workers(3, within=4, after_a_checkpoint=True)
     assert compare(undisturbed.run, search)["other epochs"] > 0

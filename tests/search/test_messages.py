@@ -10,9 +10,8 @@ from ovr_ray.recipe import Config
 from ovr_ray.search.messages import Order, TrialKey, end_of, end_report, epoch_of, epoch_report
 from ovr_ray.training import Cause, EarlyEnd
 
-ORDER = Order(
-    TrialKey("crack", 12), Config(lr=3e-3, weights=None, schedule={1: 1e-3, 6: 1e-4}, horizontal_flip=0.0, momentum=0.5)
-)
+CONFIG = Config(lr=3e-3, weights=None, schedule={1: 1e-3, 6: 1e-4}, horizontal_flip=0.0, momentum=0.5)
+ORDER = Order(TrialKey("crack", 12), CONFIG, epochs=9)
 END = EarlyEnd(Cause.OUT_OF_MEMORY, "out of memory on cuda with batches in 16 micro-batches")
 ROW: dict[str, Any] = {"epoch": 3, "val_average_precision": 0.75, "parts": 1}
 

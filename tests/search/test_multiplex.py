@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ovr_ray.errors import RunFailed
-from ovr_ray.recipe import Search, Task
-from ovr_ray.runs import Status
+from ovr_ray.recipe import Config, Recipe, Search, Task
+from ovr_ray.runs import RunFolder, Status
 from ovr_ray.search.multiplex import TaskSearch, _scheduler
+from ovr_ray.search.rules import WAVE
 from ovr_ray.search.space import TaskSpace
 from ovr_ray.training import Cause, EarlyEnd
 from tests.search.driver import Driver, Make, end_plainly, run_down, unlimited, with_trials
@@ -256,7 +259,69 @@ def test_a_node_that_does_not_see_storage_ends_the_search_and_costs_no_trial(mak
     again = Driver(unlimited(make_recipe), slots=2)
     assert again.ledger.refusal is None
     assert len(again.ledger.trials[task]) == 1
-    assert again.ledger.unstarted(task) is not None
+    assert len(again.ledger.waiting(task)) == 1
+
+
+def halved(make_recipe: Make, name: str, trials: int = 30, max_epochs: int = 4, **search: Any) -> Recipe:
+    search |= {"scheduler": "halving", "max_epochs": max_epochs, "grace_epochs": 1, "reduction": 2}
+    return with_trials(make_recipe(search=search), trials).model_copy(update={"name": name})
+
+
+def advance(driver: Driver, trial_id: str) -> None:
+    """Report an epoch, with a score that depends on the config and the epoch, and the end of a trial at its goal."""
+    config = driver.live[trial_id]
+    epoch = driver.ledger.trials[config["task"]][config["number"]].epoch + 1
+    driver.epoch(trial_id, 1 / (1 + abs(config["lr"] - 2e-3)) + epoch / 1e5)
+    if epoch == config["epochs"]:
+        driver.searcher.on_trial_complete(trial_id)
+        del driver.live[trial_id]
+
+
+def outcome(run: RunFolder) -> list[tuple[str, Config, Status, list[float]]]:
+    score = "val_average_precision"
+    found = ((trial.record, trial.folder) for trial in run.trials())
+    return [(folder.name, record.config, record.status, folder.epochs()[score].tolist()) for record, folder in found]
+
+
+def test_halving_ends_the_same_with_any_number_of_slots_interrupted_or_not(make_recipe: Make) -> None:
+    expected = None
+    for slots, sessions in ((1, 1), (2, 3), (7, 1), (7, 4)):
+        recipe = halved(make_recipe, f"slots{slots}-{sessions}", trials=3 * WAVE + 3)
+        rng = random.Random(slots)
+        for session in range(sessions):
+            driver = Driver(recipe, slots)
+            steps = 50 if session < sessions - 1 else 10_000  # killed after 50 epochs, with trials running
+            while steps and (driver.fill() is None or driver.live):
+                advance(driver, rng.choice(list(driver.live)))
+                steps -= 1
+        assert driver.ledger.complete()
+        found = outcome(driver.run)
+        expected = expected or found
+        assert found == expected
+    assert {status for _, _, status, _ in expected or []} == {Status.STOPPED, Status.FINISHED}
+
+
+def test_tpe_draws_other_configs_than_random_once_it_knows_a_wave(make_recipe: Make) -> None:
+    drawn = {}
+    for searcher in ("random", "tpe"):
+        driver = Driver(halved(make_recipe, searcher, trials=3 * WAVE + 3, searcher=searcher))
+        while driver.fill() is None or driver.live:
+            advance(driver, next(iter(driver.live)))
+        drawn[searcher] = [trial.config.lr for trial in driver.ledger.trials["crack"]]
+    same = [a == b for a, b in zip(*drawn.values(), strict=True)]
+    assert all(same[: 3 * WAVE])
+    assert not any(same[3 * WAVE :])
+
+
+def test_the_best_trials_go_on_when_the_last_epoch_is_later_or_there_are_more_trials(make_recipe: Make) -> None:
+    lengths = []
+    for trials, max_epochs in ((4, 4), (4, 8), (8, 8)):
+        driver = Driver(halved(make_recipe, "longer", trials, max_epochs))
+        while driver.fill() is None or driver.live:
+            advance(driver, next(iter(driver.live)))
+        assert driver.ledger.complete()
+        lengths.append(sorted((len(scores) for name, _, _, scores in outcome(driver.run) if "crack" in name)))
+    assert lengths == [[1, 1, 2, 4], [1, 1, 2, 8], [1, 1, 1, 1, 2, 2, 4, 8]]
 
 
 def test_an_unknown_searcher_is_refused() -> None:
