@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from upath import UPath
 
 from ovr_ray.joint import JointMetadata
@@ -232,3 +233,21 @@ def joint_metadata(labels: Sequence[str], thresholds: Sequence[float] | None = N
         metrics={label: {"val_f1": 0.5} for label in labels},
         recipe={},
     )
+
+
+class Counting(TorchDispatchMode):
+    """Notes the operations that are dispatched to a device.
+
+    Attributes
+    ----------
+    operations : list of str
+        Their names, such as ``aten.add.Tensor``, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append(str(func))
+        return func(*args, **(kwargs or {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         for images, labels in batches:
             yield images.to(device), labels.to(device)
         return
-    copying, computing, ready = torch.cuda.Stream(device), torch.cuda.current_stream(device), None
+    copying, computing, ready = _copy_stream(device), torch.cuda.current_stream(device), None
     for images, labels in batches:
         with torch.cuda.stream(copying):
             copied = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -92,3 +93,9 @@ def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         ready = copied
     if ready is not None:
         yield ready
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of this process that copies: the memory of a new one in each epoch would add up."""
+    return torch.cuda.Stream(device)

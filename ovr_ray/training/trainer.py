@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, assert_never, cast
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovr_ray.model import SubModel, activate_out_of_place, average_precision, choose_threshold, f1_at
 from ovr_ray.recipe import Config, Precision, ThresholdGoal
-from ovr_ray.training.averaging import averaged
+from ovr_ray.training.averaging import MovingAverage
 from ovr_ray.training.precision import allow_tf32, keep_float32, resolved
 from ovr_ray.training.schedule import learning_rate
-from ovr_ray.training.tally import Tally
+from ovr_ray.training.tally import LossWatch, Tally
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Images, uint8 (N, C, H, W), and labels, float32 (N)."""
@@ -83,11 +83,12 @@ class Trainer:
         self.precision = resolved(config.precision, device)
         if self.precision == "bf16":
             keep_float32(self._trained, device)
-        self._average = averaged(self._trained, config.ema_decay) if config.ema_decay else None
-        self.sub_model = cast(SubModel, self._average.module) if self._average else self._trained
+        self._average = MovingAverage(self._trained, config.ema_decay) if config.ema_decay else None
+        self.sub_model = self._average.sub_model if self._average else self._trained
         self._loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(pos_weight, device=device))
         groups, self._lr_factors = _parameter_groups(sub_model, config)
-        self.optimizer = _optimizer(groups, config)
+        self._is_fused = device.type == "cuda"  # one kernel for all weights; no gain on CPUs
+        self.optimizer = _optimizer(groups, config, self._is_fused)
         self.epoch, self.micro_batches, self._workers = 0, micro_batches, workers
         self.decision_threshold = 0.5
 
@@ -98,16 +99,18 @@ class Trainer:
         """
         state = {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
         if self._average:
-            state |= {"trained": self._trained.state_dict(), "averaged_steps": int(self._average.n_averaged)}
+            state |= {"trained": self._trained.state_dict(), "averaged_steps": self._average.steps}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume after the epoch in which :meth:`state_dict` was called."""
         self.epoch = state["epoch"]
+        for group in state["optimizer"]["param_groups"]:  # a checkpoint may come from another device
+            group["fused"] = self._is_fused or None
         self.optimizer.load_state_dict(state["optimizer"])
         if self._average:
             self._trained.load_state_dict(state["trained"])
-            self._average.n_averaged.fill_(state["averaged_steps"])
+            self._average.steps = state["averaged_steps"]
 
     def epochs(self, train: Callable[[int], Batches], val: Callable[[], Batches], images: int) -> Iterator[EpochRow]:
         """Train and validate; yield the metrics of every epoch until ``max_epochs``.
@@ -147,6 +150,7 @@ class Trainer:
         network: nn.Module = self._trained
         if self._workers > 1:  # wrapped again each epoch: it remembers which parameters were frozen when it was made
             network = DistributedDataParallel(self._trained)
+        watch = LossWatch(self.device, self._workers)
         start, tally, lr, seen = time.perf_counter(), Tally(), 0.0, 0
         for pixels, labels in _none_smaller(batches, 2 * self._workers):
             lr = self._set_rate((seen + len(labels) / 2) / images)
@@ -158,23 +162,20 @@ class Trainer:
                 loss = self._loss(logits, targets)
                 (loss * (self._workers * len(logits) / len(labels))).backward()
                 tally.add(logits.detach(), targets, loss.detach())
+                watch.add(loss.detach())
             self.optimizer.step()
             if self._average:
-                self._average.update_parameters(self._trained)
-            self._refuse_divergence(tally, behind=1)  # reading this step's loss would make the GPU wait
-        self._refuse_divergence(tally, behind=0)
+                self._average.update()
+            self._refuse_divergence(watch.after_step())
+        self._refuse_divergence(watch.at_end())
         if self._workers > 1:
             tally = tally.gathered()
         speed = seen / (time.perf_counter() - start)
         return {"lr": lr, "images_per_s": speed, **tally.metrics("train")}
 
-    def _refuse_divergence(self, tally: Tally, behind: int) -> None:
-        """Raise :class:`Diverged` if a new loss is not finite, except for those of the latest ``behind`` batches."""
-        for loss in tally.new_losses(behind):
-            if self._workers > 1:  # if one worker gives up, all must: the others would wait for it
-                distributed.all_reduce(loss)
-            if not math.isfinite(loss):
-                raise Diverged(f"the training loss became {loss.item()} in epoch {self.epoch}")
+    def _refuse_divergence(self, losses: float) -> None:
+        if not math.isfinite(losses):
+            raise Diverged(f"the training loss became {losses} in epoch {self.epoch}")
 
     def _set_rate(self, share: float) -> float:
         lr = learning_rate(self.config, self.epoch, self.max_epochs, share)
@@ -187,10 +188,8 @@ class Trainer:
         self.sub_model.eval()
         allow_tf32("fp32")
         tally = Tally()
-        for (
-            images,
-            labels,
-        ) in batches:  # in float32, as the joint model computes: scores and threshold are for its logits
+        for images, labels in batches:
+            # in float32, as the joint model computes: scores and threshold are for its logits
             logits, targets = self._forward(self.sub_model, images, labels, "fp32")
             tally.add(logits, targets, self._loss(logits, targets))
         truth, probability = tally.truth(), tally.probability()
@@ -251,15 +250,15 @@ def _parameter_groups(sub_model: SubModel, config: Config) -> tuple[list[dict[st
     return [{"params": body}, {"params": head}], [config.body_lr_factor, 1.0]
 
 
-def _optimizer(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
-    decay, momentum = config.weight_decay, config.momentum
+def _optimizer(groups: list[dict[str, Any]], config: Config, is_fused: bool) -> torch.optim.Optimizer:
+    decay, momentum, fused = config.weight_decay, config.momentum, is_fused or None
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, config.lr, weight_decay=decay)
+            return torch.optim.Adam(groups, config.lr, weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, config.lr, weight_decay=decay)
+            return torch.optim.AdamW(groups, config.lr, weight_decay=decay, fused=fused)
         case "sgd":
-            return torch.optim.SGD(groups, config.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
+            return torch.optim.SGD(groups, config.lr, momentum, weight_decay=decay, nesterov=momentum > 0, fused=fused)
         case _:
             assert_never(config.optimizer)
 

@@ -5,22 +5,22 @@ import torch
 from torch import nn
 
 from ovr_ray.model import Backbone, SubModel
-from ovr_ray.training.averaging import averaged
+from ovr_ray.training.averaging import MovingAverage
 
 
 def followed(decay: float, values: list[float]) -> list[tuple[float, float, int]]:
     """Return an average's weight, batch statistic and number of batches, after each value of the averaged ones."""
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     sub_model = SubModel(Backbone(network, head="0"), 8, 8, 1, [0.5], [0.2])
-    average = averaged(sub_model, decay)
-    trained, averages = sub_model.state_dict(), average.module.state_dict()
+    average = MovingAverage(sub_model, decay)
+    trained, averages = sub_model.state_dict(), average.sub_model.state_dict()
     weight, statistic = "network.0.weight", "network.1.running_mean"
     seen = []
     for value in values:
         trained[weight].fill_(value)
         trained[statistic].fill_(value)
-        average.update_parameters(sub_model)
-        seen.append((averages[weight].item(), averages[statistic].item(), int(average.n_averaged)))
+        average.update()
+        seen.append((averages[weight].item(), averages[statistic].item(), average.steps))
     assert torch.equal(averages["mean"], sub_model.mean)
     return seen
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from ovr_ray.model import Backbone, SubModel, build
 from ovr_ray.recipe import Config
 from ovr_ray.training import Diverged, Trainer, learning_rate
-from tests.support import BACKBONE, EVERY_OPTION, IMAGES, batches
+from tests.support import BACKBONE, EVERY_OPTION, IMAGES, Counting, batches
 
 CPU = torch.device("cpu")
 METRICS = {
@@ -191,6 +191,33 @@ def test_what_is_validated_is_the_average_of_the_weights() -> None:
     with torch.inference_mode():
         loss = F.binary_cross_entropy_with_logits(alone(images), labels, pos_weight=torch.tensor(3.0))
     assert row["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_a_step_asks_no_value_of_its_device_and_adds_few_operations_to_those_of_network_loss_and_optimizer() -> None:
+    given = trainer(max_epochs=1, optimizer="sgd", ema_decay=0.9)  # Adam on CPUs looks at its own count of steps
+    every, begins = list(batches(1)), []
+
+    def marked(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in every:
+            begins.append(len(counting.operations))
+            yield batch
+
+    with Counting() as counting:
+        next(given.epochs(marked, lambda: batches(99), IMAGES))
+    assert len(begins) > 3
+    step = counting.operations[begins[2] : begins[3]]
+    assert not [name for name in step if "_local_scalar_dense" in name]
+    assert [
+        name for name in counting.operations if "_local_scalar_dense" in name
+    ]  # validation does, at the epoch's end
+    bare, loss_of = trainer(max_epochs=1, optimizer="sgd"), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
+    images, labels = every[0]
+    bare.sub_model.train()
+    with Counting() as alone:
+        bare.optimizer.zero_grad(set_to_none=True)
+        loss_of(bare.sub_model(images), labels).backward()
+        bare.optimizer.step()
+    assert len(step) - len(alone.operations) <= 20
 
 
 def test_a_batch_in_micro_batches_takes_the_same_step() -> None:
