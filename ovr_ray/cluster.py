@@ -188,11 +188,25 @@ def refuse_relative_paths(recipe: Recipe) -> None:
 
 
 def per_trial(resources: Resources) -> Share:
-    """Return what one trial asks Ray for; ``auto`` depends on what the cluster has."""
+    """Return what one trial asks Ray for; ``auto`` depends on what the cluster has.
+
+    Ray counts Apple's GPU, too. It is not assigned: every process on such a machine may use it, and trials share it.
+    """
     gpus = resources.gpu
     if gpus == "auto":
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and not _is_apples() else 0
     return Share(resources.cpu, gpus)
+
+
+def found_no_gpu(resources: Resources, need: Share) -> bool:
+    """Return whether ``auto`` means that trials train on CPUs."""
+    return resources.gpu == "auto" and not need.gpus and not _is_apples()
+
+
+def _is_apples() -> bool:
+    import torch  # takes a second; few processes that join a cluster need it
+
+    return torch.backends.mps.is_available()
 
 
 def slots(need: Share) -> int:

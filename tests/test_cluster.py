@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, RunFailed
@@ -88,7 +89,22 @@ def test_a_folder_that_is_too_long_for_rays_sockets_is_told_before_ray_starts(
 @pytest.mark.usefixtures("ray_session")
 def test_trials_share_gpus_by_fractions_and_are_not_started_beyond_them() -> None:
     assert cluster.per_trial(Resources()) == cluster.Share(cpus=1, gpus=1)  # two GPUs are declared
+    assert not cluster.found_no_gpu(Resources(), cluster.per_trial(Resources()))
     assert cluster.slots(cluster.Share(0.1, 0.5)) == 4
     assert cluster.slots(cluster.Share(0.1, 0.1)) == 20
     assert cluster.slots(cluster.Share(1, 0)) == 2
     assert cluster.slots(cluster.Share(4, 0)) == 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_apples_gpu_is_shared_by_all_trials_and_assigned_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert cluster.per_trial(Resources()) == cluster.Share(cpus=1, gpus=0)
+    assert not cluster.found_no_gpu(Resources(), cluster.per_trial(Resources()))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_cluster_without_a_gpu_is_told_only_where_the_recipe_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert cluster.found_no_gpu(Resources(), cluster.per_trial(Resources()))
+    assert not cluster.found_no_gpu(Resources(gpu=0), cluster.per_trial(Resources(gpu=0)))

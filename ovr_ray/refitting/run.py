@@ -152,6 +152,9 @@ def _size_fault(recipe: Recipe, task: str, winner: Winner) -> Fault | None:
 
 def _at_once(recipe: Recipe, need: cluster.Share, workers: int) -> int:
     """Return how many folds may run at the same time."""
+    if workers > 1 and 0 < need.gpus < 1:
+        problem = f"would put two workers of a fold on one GPU, which NCCL refuses: each holds {need.gpus:g} of one"
+        raise BadInput(Fault(f"--workers {workers}", problem, "--workers 1, or a run whose resources.gpu is 1 or 0"))
     fitting = cluster.slots(need) // workers
     if not fitting and recipe.search.max_concurrent is None:
         problem = f"this cluster has no room for {workers} workers with {need} each"
@@ -209,6 +212,7 @@ def _folds(context: RefitContext, recipe: Recipe, task: str, winner: Winner, cou
             augment=config.augment(recipe.augment),
             score_column="epoch",  # no epoch is chosen by what it gives on the images that are held out
             checkpoints=Checkpoints(every=recipe.checkpoints.every, keep=1),
+            parts=winner.card.metrics.get("parts", 1),
         )
         yield Fold(number, folder, assignment)
 

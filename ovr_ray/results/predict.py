@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, Protocol
 
 import pandas as pd
 import ray
@@ -17,7 +18,7 @@ from upath import UPath
 from ovr_ray import cluster
 from ovr_ray.errors import BadInput, Fault, RunFailed
 from ovr_ray.images import progress
-from ovr_ray.joint import ModelFiles, read_metadata
+from ovr_ray.joint import JointMetadata, ModelFiles, read_metadata
 from ovr_ray.recipe import Recipe, parse
 from ovr_ray.results.finding import located
 from ovr_ray.results.worker import answer
@@ -25,7 +26,7 @@ from ovr_ray.runs import RunFolder, joint_model_in
 from ovr_ray.storage import location
 
 CHUNK: Final = 128
-"""Images that one Ray task predicts. A prediction of no more images starts no cluster."""
+"""Images that a worker predicts at a time. A prediction of no more images starts no cluster."""
 
 
 class SavedModel:
@@ -141,15 +142,59 @@ def in_turn(
         if folder is not None and cluster.has_several_nodes():
             cluster.refuse_unseen_storage(folder, chunks[0]["path"].iloc[0])
         share, places = cluster.prediction_share()
-        # without max_calls, a process with a GPU would end after one chunk, and its model with it
-        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=0)(work)
-        waiting, running = deque(enumerate(chunks)), dict[ray.ObjectRef, int]()
+        idle: list[Remote]
+        if share.gpus:
+            idle = _on_gpus(work, share, min(workers or places, places))
+        else:  # there may be no node yet
+            idle = [ray.remote(num_cpus=share.cpus)(work)] * max(1, workers or places)
+        waiting = deque(enumerate(chunks))
+        running: dict[ray.ObjectRef, tuple[int, Remote]] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < max(1, workers or places):  # a cluster may have no node yet
-                    number, chunk = waiting.popleft()
-                    running[task.remote(chunk, model.files, model.metadata)] = number
+                while waiting and idle:
+                    (number, chunk), worker = waiting.popleft(), idle.pop()
+                    running[worker.remote(chunk, model.files, model.metadata)] = number, worker
                 (done,), _ = ray.wait(list(running))
-                yield running.pop(done), ray.get(done)
+                number, worker = running.pop(done)
+                idle.append(worker)
+                yield number, ray.get(done)
         except RayError as error:  # a full disk, a model that a node does not see
             raise RunFailed(f"prediction failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+class Remote(Protocol):
+    """What answers with one chunk at a time: a task of Ray's, or the method of an actor."""
+
+    def remote(self, chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> ray.ObjectRef:
+        """Start to answer."""
+
+
+class _Worker:
+    """An actor that keeps one GPU.
+
+    A process of tasks would be handed another GPU with its next task, while its model stays on the first.
+    """
+
+    def __init__(self, work: Callable[..., pd.DataFrame]) -> None:
+        self._work = work
+
+    def answer(self, chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
+        """Answer with a chunk."""
+        return self._work(chunk, model, metadata)
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """A :class:`Remote` that keeps its actor alive."""
+
+    handle: Any
+
+    def remote(self, chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> ray.ObjectRef:
+        return self.handle.answer.remote(chunk, model, metadata)
+
+
+def _on_gpus(work: Callable[..., pd.DataFrame], share: cluster.Share, count: int) -> list[Remote]:
+    """Start this many actors; one whose process or node is lost is started again, and its chunk too."""
+    options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": -1, "max_task_retries": 3}
+    actor = ray.remote(**options)(_Worker)
+    return [_Actor(actor.remote(work)) for _ in range(count)]

@@ -20,6 +20,7 @@ from ovr_ray.storage import listed, read_if_there, read_whole, side_by_side, wri
 RECORD: Final = "trial.json"
 
 _EPOCHS: Final = "epochs.csv"
+_PARTS: Final = "parts.txt"
 
 CheckpointFiles = Mapping[str, int]
 """Name of a file in a checkpoint's folder -> its size in bytes."""
@@ -59,6 +60,15 @@ class TrialFolder:
     def write_epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write ``epochs.csv``."""
         write_whole(self.path / _EPOCHS, pd.DataFrame(rows).to_csv(sep=";", index=False))
+
+    def parts(self) -> int:
+        """Read ``parts.txt``: the number of micro-batches to begin with; 1 if there is no such file."""
+        text = read_if_there(self.path / _PARTS)
+        return int(text) if text else 1
+
+    def write_parts(self, count: int) -> None:
+        """Write ``parts.txt``, for the next try of a team whose memory ran out."""
+        write_whole(self.path / _PARTS, f"{count}\n")
 
     def checkpoint(self, epoch: int) -> UPath:
         """Return the folder of an epoch's checkpoint."""

@@ -87,6 +87,8 @@ def tune(
         cluster.refuse_relative_paths(recipe)
         recipe = recipe.resolved()
         need = cluster.per_trial(recipe.resources)
+        if cluster.found_no_gpu(recipe.resources, need):
+            console.print("No GPU in this cluster: trials train on CPUs (resources.gpu: auto)", highlight=False)
         _check_fits(recipe, need, console)
         if cluster.has_several_nodes():
             cluster.refuse_unseen_storage(run.path, f"{recipe.data.images}/{table.files.iloc[0]}")

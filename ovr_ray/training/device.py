@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from typing import Final
 
 import torch
 
@@ -17,7 +18,8 @@ def set_up_process(cpus: float, gpus: float) -> torch.device:
     cpus : float
         Torch uses this many threads, at least one.
     gpus : float
-        Above 0, CUDA is used if torch sees a GPU. Apple's ``mps``, which Ray does not count, is used if there is one.
+        Above 0, CUDA is used if torch sees a GPU, and of its memory this share at most, so that trials that share a
+        GPU cannot take each other's. Apple's ``mps`` is used if there is one, whatever Ray assigned.
 
     Returns
     -------
@@ -26,7 +28,10 @@ def set_up_process(cpus: float, gpus: float) -> torch.device:
     keep_pages()
     torch.cuda.empty_cache()  # memory of the trial that used this process before; does nothing without a GPU
     torch.set_num_threads(max(1, int(cpus)))
-    return choose_device(gpus)
+    device = choose_device(gpus)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+    return device
 
 
 def choose_device(gpus: float) -> torch.device:
@@ -36,14 +41,19 @@ def choose_device(gpus: float) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+NO_MEMORY: Final = (
+    "can't allocate memory",  # the CPU
+    "out of memory",  # Apple's GPUs
+    "ALLOC_FAILED",  # cuBLAS and cuDNN
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no memory for its own state
+    "unable to find an engine",  # cuDNN found no algorithm whose workspace fits
+)
+"""Parts of the messages of errors that mean a lack of memory and are no ``OutOfMemoryError``."""
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether a GPU, or the machine, had too little memory."""
-    messages = (
-        "can't allocate memory",
-        "out of memory",
-        "ALLOC_FAILED",
-    )  # of the CPU, Apple's GPUs, NVIDIA's libraries
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in messages)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def keep_pages() -> None:

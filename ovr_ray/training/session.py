@@ -72,6 +72,8 @@ class Assignment:
     score_column : str
         Column of ``epochs.csv`` that ranks the checkpoints; the highest are kept.
     checkpoints : Checkpoints
+    parts : int
+        Number of micro-batches to begin with.
     """
 
     folder: TrialFolder
@@ -90,6 +92,7 @@ class Assignment:
     augment: Augment
     score_column: str
     checkpoints: Checkpoints
+    parts: int = 1
 
     @property
     def pos_weight(self) -> float:

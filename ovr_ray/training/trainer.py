@@ -143,7 +143,8 @@ class Trainer:
             yield {"epoch": self.epoch, **self._train(train(self.epoch), images), **self._validate(val())}
 
     def _train(self, batches: Batches, images: int) -> dict[str, Any]:
-        torch.manual_seed(_mixed(self.seed, self.epoch))
+        rank = distributed.get_rank() if self._workers > 1 else 0
+        torch.manual_seed(_mixed(self.seed, self.epoch, rank))  # for dropout, which differs by rank
         allow_tf32(self.precision)
         self._trained.train()
         self._trained.set_frozen(self.epoch < self.config.unfreeze_epoch)
@@ -263,5 +264,5 @@ def _optimizer(groups: list[dict[str, Any]], config: Config, is_fused: bool) -> 
             assert_never(config.optimizer)
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def _mixed(seed: int, epoch: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, *([rank] if rank else [])]).generate_state(1)[0])

@@ -68,7 +68,8 @@ def train(
 ) -> EarlyEnd | None:
     """Train a sub-model, from the last checkpoint in its folder if there is one.
 
-    If memory runs out, training resumes from that checkpoint with each batch in 2, 4, 8 … micro-batches.
+    If memory runs out, training resumes from that checkpoint with each batch in twice as many micro-batches. In a team,
+    it is the next try that does, because the other ranks have to begin again, too.
 
     Parameters
     ----------
@@ -96,12 +97,14 @@ def train(
     device = set_up_process(cpus, gpus)
     torch.backends.cudnn.benchmark = True  # all batches have images of one size
     attempt = partial(_train, given, images, device, team, on_epoch, on_end)
-    return in_micro_batches(attempt, given.config.batch_size)
+    first = max(given.parts, given.folder.parts() if team.size > 1 else 1)
+    return in_micro_batches(attempt, given.config.batch_size, first)
 
 
-def in_micro_batches(attempt: Callable[[int], EarlyEnd | None], batch_size: int) -> EarlyEnd | None:
-    """Call ``attempt`` with 1, 2, 4 … micro-batches until memory suffices, or one would have fewer than two images."""
-    count, most = 1, max(1, batch_size // 2)
+def in_micro_batches(attempt: Callable[[int], EarlyEnd | None], batch_size: int, first: int = 1) -> EarlyEnd | None:
+    """Call ``attempt`` with twice as many micro-batches until memory suffices, or one would have one image alone."""
+    most = max(1, batch_size // 2)
+    count = min(first, most)
     while (end := attempt(count)) and end.cause == Cause.OUT_OF_MEMORY and count < most:
         torch.cuda.empty_cache()  # does nothing without a GPU
         count = min(2 * count, most)
@@ -134,6 +137,8 @@ def _train(
         return EarlyEnd(Cause.DIVERGED, str(error))
     except (Unwritable, RuntimeError) as error:
         if team.size > 1:
+            if is_out_of_memory(error) and 2 * micro_batches <= given.config.batch_size // team.size // 2:
+                given.folder.write_parts(2 * micro_batches)
             raise
         if isinstance(error, Unwritable):
             return EarlyEnd(Cause.UNWRITABLE, str(error))

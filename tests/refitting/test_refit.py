@@ -159,6 +159,14 @@ def test_a_refit_that_is_impossible_is_refused_with_the_reason(run: RunFolder) -
         ovr_ray.refit(run, tasks=["dust"])
     with pytest.raises(BadInput, match=r"--workers 9: task 'crack' has batches of 16[\s\S]*--workers 9: task"):
         ovr_ray.refit(run, workers=9)
+    recipe = run.path / "recipe.yaml"
+    whole = recipe.read_text()
+    recipe.write_text(whole.replace("gpu: auto", "gpu: 0.5"))
+    with pytest.raises(
+        BadInput, match=r"--workers 2: would put two workers of a fold on one GPU, .* holds 0\.5 of one"
+    ):
+        ovr_ray.refit(run, workers=2)
+    recipe.write_text(whole)
     with pytest.raises(BadInput, match="this cluster has no room for 3 workers with 1 CPU, 1 GPU each"):
         ovr_ray.refit(run, workers=3)
     for size in (4, 64):
@@ -166,8 +174,6 @@ def test_a_refit_that_is_impossible_is_refused_with_the_reason(run: RunFolder) -
             ovr_ray.refit(run, image_size=size)
     last = next(trial for trial in run.trials([TASK]) if trial.record.status == Status.FINISHED)
     ovr_ray.combine(run, {TASK: f"{last.folder.name}@3"})
-    recipe = run.path / "recipe.yaml"
-    whole = recipe.read_text()
     recipe.write_text(whole.replace("max_epochs: 3", "max_epochs: 1"))
     with pytest.raises(BadInput, match="has 3 epochs, this run's trials have 1 at most"):
         ovr_ray.refit(run)

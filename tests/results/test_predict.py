@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from upath import UPath
 
@@ -134,16 +136,18 @@ def test_a_cluster_whose_first_node_is_still_to_come_is_asked_for_one_worker(
 
 
 @pytest.mark.slow
-def test_a_worker_with_a_gpu_keeps_its_model_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
+def test_every_gpu_has_one_worker_which_keeps_it_from_chunk_to_chunk(ray_session: None, tmp_path: Path) -> None:
     def process(chunk: pd.DataFrame, model: ModelFiles, metadata: JointMetadata) -> pd.DataFrame:
-        return pd.DataFrame({"process": [os.getpid()]})
+        time.sleep(0.3)
+        return pd.DataFrame({"process": [os.getpid()], "gpu": ray.get_runtime_context().get_accelerator_ids()["GPU"]})
 
     model = JointModel(["a"], [random_sub_model(BACKBONE, 64)], [0.5]).eval()
     write_torchscript(model, UPath(tmp_path / "joint.pt"), joint_metadata("a"), list(random_images(count=1)))
     chunks = [pd.DataFrame({"filename": ["a.png"], "path": ["/a.png"]})] * 8
     answers = dict(in_turn(SavedModel(str(tmp_path / "joint.pt")), chunks, process))
     assert sorted(answers) == list(range(8))
-    assert pd.concat(answers.values()).process.nunique() <= 2
+    by_process = pd.concat(answers.values()).groupby("process").gpu.unique()
+    assert sorted(gpu for gpus in by_process for gpu in gpus) == ["0", "1"]  # each has one, and keeps it
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -33,11 +33,31 @@ def test_torch_uses_as_many_threads_as_cpus_are_assigned_and_at_least_one(cpus: 
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("gpus", "share"), [(0.25, 0.25), (1, 1.0), (2, 1.0)])
+def test_a_process_takes_no_more_of_a_gpus_memory_than_its_share(
+    gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    set_up_process(cpus=torch.get_num_threads(), gpus=gpus)
+    assert taken == [share]
+    set_up_process(cpus=torch.get_num_threads(), gpus=0)
+    assert taken == [share]
+
+
 def test_a_lack_of_memory_is_distinguished_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 62, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    for message in (
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+    ):
+        assert is_out_of_memory(RuntimeError(message))
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2) @ torch.zeros(3)
     assert not is_out_of_memory(other.value)

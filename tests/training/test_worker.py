@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from upath import UPath
 
 from ovr_ray.images import ImageSet, read_labels
 from ovr_ray.images.shards import Shard, shards
 from ovr_ray.recipe import Recipe
 from ovr_ray.runs import TrialFolder
-from ovr_ray.training import Assignment, Cause, EarlyEnd, EpochRow, Session, train
+from ovr_ray.training import Assignment, Cause, EarlyEnd, EpochRow, Session, Team, train, worker
 from ovr_ray.training.worker import in_micro_batches
 from tests.support import assignment
 
@@ -46,6 +47,13 @@ def test_a_network_too_large_for_two_images_ends_training() -> None:
     gpu = Gpu(images=1)
     assert in_micro_batches(gpu.train, BATCH) == EarlyEnd(Cause.OUT_OF_MEMORY, "in 8 micro-batches")
     assert gpu.asked == [1, 2, 4, 8]
+
+
+def test_micro_batches_begin_with_the_number_that_is_known_to_fit() -> None:
+    gpu = Gpu(images=3)
+    assert in_micro_batches(gpu.train, BATCH, first=4) is None
+    assert in_micro_batches(gpu.train, 2, first=4) is not None  # of two images there is one micro-batch
+    assert gpu.asked == [4, 8, 1]
 
 
 def test_another_cause_ends_training_at_once() -> None:
@@ -147,6 +155,35 @@ def test_a_lack_of_memory_ends_training_with_the_config_only_when_micro_batches_
     assert end
     assert end.cause == Cause.OUT_OF_MEMORY
     assert end.reason.startswith("out of memory on cpu with batches in 8 micro-batches: {'backbone': 'shufflenet")
+
+
+def test_a_team_whose_memory_runs_out_fails_and_its_next_try_has_twice_the_micro_batches(
+    images: ImageSet, given: Callable[..., Assignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo, tried = given(), list[int]()
+
+    def too_large(given: Assignment, device: torch.device, micro_batches: int, workers: int, leads: bool) -> Session:
+        tried.append(micro_batches)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(worker, "Session", too_large)
+    for _ in range(4):
+        with pytest.raises(torch.OutOfMemoryError):
+            train(todo, images, cpus=1, gpus=0, team=Team(size=2, rank=1))
+    assert tried == [1, 2, 4, 4]  # each of two workers has eight images of a batch, and a micro-batch has two or more
+
+
+def test_a_team_that_fails_otherwise_tries_again_as_before(
+    images: ImageSet, given: Callable[..., Assignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Session:
+        raise RuntimeError("Connection closed by peer")
+
+    todo = given()
+    monkeypatch.setattr(worker, "Session", broken)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        train(todo, images, cpus=1, gpus=0, team=Team(size=2, rank=0))
+    assert todo.folder.parts() == 1
 
 
 def test_another_error_is_raised(
