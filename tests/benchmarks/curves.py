@@ -281,6 +281,16 @@ def full(count: int) -> Policy:
     return lambda trials: _chosen(trials[:count], [EPOCHS] * count)
 
 
+def last(count: int) -> Policy:
+    """Return the policy that trains the first trials to their last epoch, and compares and takes this epoch."""
+
+    def policy(trials: list[Curve]) -> tuple[int, int, float]:
+        number = max(range(count), key=lambda number: (trials[number].val[-1], -number))
+        return number, EPOCHS - 1, sum(EPOCHS * trial.cost for trial in trials[:count])
+
+    return policy
+
+
 def asha(count: int) -> Policy:
     """Return asynchronous halving: at a rung, a trial goes on if it is among the best of those that came before it."""
 
@@ -347,10 +357,11 @@ def _chosen(trials: list[Curve], reached: list[int]) -> tuple[int, int, float]:
 def policies(count: int) -> dict[str, Policy]:
     """Return the policies that can be replayed on this many recorded trials."""
     sizes = [size for size in (4, 8, 12, 18, 24) if size <= count]
-    found: dict[str, Policy] = {"the default alone": full(1)}
+    found: dict[str, Policy] = {"the default alone": full(1), "its last epoch": last(1)}
     for size in sizes:
         found |= {
             f"{size} whole trials": full(size),
+            f"{size} whole trials, last epochs": last(size),
             f"ASHA of {size}": asha(size),
             f"halving of {size}": halving(size),
         }

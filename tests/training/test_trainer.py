@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,23 @@ def test_only_the_head_learns_at_the_full_rate(schedule: Any) -> None:
     assert len(body["params"]) + 2 == len(list(given.sub_model.parameters()))
     next(given.epochs(batches, lambda: batches(99), IMAGES))
     assert body["lr"] == pytest.approx(0.1 * last["lr"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_checkpoint_of_a_fused_optimizer_goes_on_where_none_is_used(optimizer: str) -> None:
+    before = trainer(max_epochs=3, optimizer=optimizer)
+    epochs = before.epochs(batches, lambda: batches(99), IMAGES)
+    next(epochs)
+    state = copy.deepcopy(before.state_dict())
+    weights = copy.deepcopy(before.sub_model.state_dict())
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    resumed = trainer(max_epochs=3, optimizer=optimizer)
+    resumed.load_state_dict(state)
+    resumed.sub_model.load_state_dict(weights)
+    assert not any(group["fused"] for group in resumed.optimizer.param_groups)
+    expected, (row, *_) = next(epochs), run(resumed)
+    assert (row["epoch"], row["train_loss"]) == (2, pytest.approx(expected["train_loss"], abs=1e-6))
 
 
 def test_what_is_validated_is_the_average_of_the_weights() -> None:
