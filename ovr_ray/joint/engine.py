@@ -17,7 +17,6 @@ from ovr_ray.errors import BadInput, Fault
 from ovr_ray.joint.metadata import JointMetadata
 from ovr_ray.runs import METADATA, beside
 from ovr_ray.storage import read_whole, storage_errors
-from ovr_ray.training import allow_tf32, is_out_of_memory
 
 ONNX: Final = ".onnx"
 """Suffix of the files that ONNX Runtime reads; every other file is TorchScript."""
@@ -66,28 +65,14 @@ class ModelFiles:
 
 
 class TorchScript:
-    """The :class:`Engine` of TorchScript files; on a CPU, torch has as many threads as the process.
-
-    It computes in float32, also where torch would use TF32. Batches for which memory does not suffice are halved.
-    """
+    """The :class:`Engine` of TorchScript files; on a CPU, torch has as many threads as the process."""
 
     def __init__(self, content: bytes, device: torch.device) -> None:
         self._model, _ = load_torchscript(content, device)
         self._device = device
-        allow_tf32("fp32")
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        try:
-            return self._answer(images)
-        except RuntimeError as error:
-            if len(images) == 1 or not is_out_of_memory(error):
-                raise
-        torch.cuda.empty_cache()
-        half = len(images) // 2
-        return np.concatenate([self(images[:half]), self(images[half:])])
 
     @torch.inference_mode()
-    def _answer(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
 
 

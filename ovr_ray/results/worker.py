@@ -17,7 +17,7 @@ from ovr_ray import cluster
 from ovr_ray.images import BadImage, read_image
 from ovr_ray.joint import Engine, JointMetadata, ModelFiles
 from ovr_ray.recipe import Data
-from ovr_ray.training import set_up_process
+from ovr_ray.training import allow_tf32, is_out_of_memory, set_up_process
 
 BATCH: Final = 32
 """Images that are predicted at a time."""
@@ -70,7 +70,8 @@ def _resources() -> tuple[int, torch.device]:
 
 @lru_cache(maxsize=1)
 def _loaded(model: ModelFiles, device: torch.device, threads: int) -> Engine:
-    """Return the joint model of this process; one with another digest is loaded again."""
+    """Return the joint model of this process, which computes in float32; one with another digest is loaded again."""
+    allow_tf32("fp32")
     return model.engine(device, threads)
 
 
@@ -98,5 +99,17 @@ def _infer(engine: Engine, images: list[np.ndarray | BadImage], labels: int) -> 
     probability = np.full((len(images), labels), np.nan, np.float32)
     good = {place: image for place, image in enumerate(images) if not isinstance(image, BadImage)}
     if good:
-        probability[list(good)] = engine(np.stack(list(good.values())))
+        probability[list(good)] = _answered(engine, np.stack(list(good.values())))
     return probability, [str(image) if isinstance(image, BadImage) else "" for image in images]
+
+
+def _answered(engine: Engine, images: np.ndarray) -> np.ndarray:
+    """Return the probabilities of a batch, which is halved as long as memory does not suffice."""
+    try:
+        return engine(images)
+    except RuntimeError as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    half = len(images) // 2
+    return np.concatenate([_answered(engine, images[:half]), _answered(engine, images[half:])])

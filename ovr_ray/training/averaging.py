@@ -47,7 +47,8 @@ class MovingAverage:
         averages, values = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(averages, values, 1 - decay)
         if self._counts:  # of batches, which batch norms keep
-            torch._foreach_copy_(*map(list, zip(*self._counts, strict=True)))
+            counts, latest = zip(*self._counts, strict=True)
+            torch._foreach_copy_(counts, latest)
         self.steps += 1
 
 

@@ -137,7 +137,8 @@ def _train(
         return EarlyEnd(Cause.DIVERGED, str(error))
     except (Unwritable, RuntimeError) as error:
         if team.size > 1:
-            if is_out_of_memory(error) and 2 * micro_batches <= given.config.batch_size // team.size // 2:
+            lacks_memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
+            if lacks_memory and 2 * micro_batches <= given.config.batch_size // team.size // 2:
                 given.folder.write_parts(2 * micro_batches)
             raise
         if isinstance(error, Unwritable):

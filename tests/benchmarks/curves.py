@@ -161,7 +161,7 @@ def record(folder: Path, training: Training) -> None:
     table, parts = labelled(training.split)
     pixels = torch.from_numpy(np.stack([read_image(str(IMAGES / name), GRAY, STORED) for name in table.filename]))
     tasks = list(TASKS) if training.task == TOGETHER else [training.task]
-    labels = torch.from_numpy(table[tasks].to_numpy(np.float32))
+    labels = torch.from_numpy(table[tasks].to_numpy(np.float32, copy=True))
     rows = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
     unseen = np.concatenate([rows["val"], rows["test"]])
     mean, std = ([float(figure)] for figure in torch.std_mean(pixels[rows["train"]].float() / 255)[::-1])
@@ -211,7 +211,7 @@ def _trained(
     seed: int,
 ) -> Iterator[SubModel]:
     """Train as :class:`~ovr_ray.training.Trainer` does, with an output per weight; yield the average of each epoch."""
-    sub_model = sub_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sub_model = sub_model.to(memory_format=torch.channels_last)
     activate_out_of_place(sub_model)
     average, loss_of = MovingAverage(sub_model, config.ema_decay), nn.BCEWithLogitsLoss(pos_weight=weights)
     head = {id(parameter) for parameter in sub_model.head().parameters()}

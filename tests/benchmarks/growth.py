@@ -57,9 +57,9 @@ def rows() -> list[Row]:
 def _halved(trials: int, tasks: int, nodes: int) -> Row:
     """Compare the wall time that a slept second takes; each side is one search."""
     ours, theirs = (_of(trials, tasks, nodes, scheduler) for scheduler in ("halving", "asha"))
-    per_second = [found["wall_s"] / (EPOCH * found["epochs"]) for found in (ours, theirs)]
+    mine, other = (found["wall_s"] / (EPOCH * found["epochs"]) for found in (ours, theirs))
     name = f"halving, {trials} trials, {tasks} tasks, {SLOTS * nodes} slots: wall time per second of training"
-    return row(name, "asha", *per_second, 0.9, 1, halving=ours, asha=theirs)
+    return row(name, "asha", mine, other, 0.9, 1, halving=ours, asha=theirs)
 
 
 def _of(trials: int, tasks: int, nodes: int, scheduler: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, cast
@@ -27,6 +28,7 @@ from ovr_ray.joint import JointModel, load_torchscript, write_torchscript
 from ovr_ray.model import SubModel, build, load_sub_model, read_card
 from ovr_ray.recipe import Augment, Config, parse
 from ovr_ray.runs import RunFolder, TrialFolder
+from ovr_ray.search import tune
 from ovr_ray.training import Cause, EarlyEnd, Session, Trainer, allow_tf32, is_out_of_memory, keep_pages
 from ovr_ray.training.worker import in_micro_batches
 from tests.benchmarks.gpu import Held, Load, sharing
@@ -124,7 +126,7 @@ def _searched(scale: Scale, folder: Path) -> RunFolder:
     recipe = parse(plain)
     if not RunFolder.of(recipe).exists():
         generate(folder / "cells", count=80, size=64)
-        ovr_ray.tune(recipe, console=Console(quiet=True))
+        tune(recipe, console=Console(quiet=True))
     return RunFolder.of(recipe)
 
 
@@ -251,7 +253,7 @@ def speed(scale: Scale, folder: Path) -> Verdict:
     """Measure training with colour images against the network alone, whose images are on the device."""
     figures = {batch: _rates(scale, batch) for batch in scale.batches}
     told = [f"{batch}: {own['images_per_s']:.0f} images/s, {own['share']:.0%} of it" for batch, own in figures.items()]
-    return Verdict(None, f"in batches of {', '.join(told)}", figures)
+    return Verdict(None, f"in batches of {', '.join(told)}", {str(batch): own for batch, own in figures.items()})
 
 
 def _rates(scale: Scale, batch: int) -> dict[str, float]:
@@ -294,7 +296,7 @@ def process(scale: Scale, folder: Path) -> Verdict:
         keep_pages()
         config = Config(backbone=scale.mixed[number % len(scale.mixed)], weights=None, batch_size=8, ema_decay=0.9)
         trainer, feed = _trainer(scale, config, channels=1), _feed(scale, 8, 4, channels=1)
-        next(trainer.epochs(lambda epoch, feed=feed: feed.shuffled(epoch, 0, Augment()), feed.ordered, len(feed)))
+        next(trainer.epochs(partial(feed.shuffled, seed=0, augment=Augment()), feed.ordered, len(feed)))
         del trainer, feed
         if scale.is_gpu:
             torch.cuda.empty_cache()

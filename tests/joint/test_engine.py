@@ -15,9 +15,7 @@ from upath import UPath
 import ovr_ray
 from ovr_ray.errors import BadInput
 from ovr_ray.joint import JointModel, ModelFiles, load_torchscript, read_metadata, write_exported, write_torchscript
-from ovr_ray.joint.engine import TorchScript
 from ovr_ray.model import Backbone, SubModel
-from ovr_ray.training import allow_tf32
 from tests.support import joint_metadata, plain_recipe, random_images
 
 SIZE = 32
@@ -116,42 +114,3 @@ def test_a_torchscript_file_without_our_metadata_is_refused(tmp_path: Path) -> N
     torch.jit.save(torch.jit.script(nn.Linear(2, 1)), str(tmp_path / "other.pt"))
     with pytest.raises(BadInput, match="is not a joint model"):
         load_torchscript((tmp_path / "other.pt").read_bytes())
-
-
-@pytest.mark.parametrize("fitting", [1, 3, 8])
-def test_a_batch_for_which_memory_does_not_suffice_is_halved_and_has_the_same_answers(
-    fitting: int, pair: UPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, images = TorchScript(pair.read_bytes(), CPU), random_images(count=8, size=(SIZE, SIZE)).numpy()
-    whole, answer, seen = engine(images), engine._answer, list[int]()
-
-    def limited(batch: np.ndarray) -> np.ndarray:
-        seen.append(len(batch))
-        if len(batch) > fitting:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(batch)
-
-    monkeypatch.setattr(engine, "_answer", limited)
-    assert np.allclose(engine(images), whole, atol=1e-6)
-    assert sum(count for count in seen if count <= fitting) == len(images)
-
-
-def test_one_image_too_large_for_the_memory_and_other_errors_are_raised(
-    pair: UPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, images = TorchScript(pair.read_bytes(), CPU), random_images(count=2, size=(SIZE, SIZE)).numpy()
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("size mismatch")):
-
-        def failing(batch: np.ndarray, error: RuntimeError = error) -> np.ndarray:
-            raise error
-
-        monkeypatch.setattr(engine, "_answer", failing)
-        with pytest.raises(RuntimeError, match=str(error)):
-            engine(images)
-
-
-def test_a_model_answers_in_float32_whatever_ran_in_its_process_before(pair: UPath) -> None:
-    allow_tf32("tf32")
-    TorchScript(pair.read_bytes(), CPU)
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32

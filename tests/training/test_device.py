@@ -37,7 +37,7 @@ def test_torch_uses_as_many_threads_as_cpus_are_assigned_and_at_least_one(cpus: 
 def test_a_process_takes_no_more_of_a_gpus_memory_than_its_share(
     gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = []
+    taken: list[float] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
     set_up_process(cpus=torch.get_num_threads(), gpus=gpus)
