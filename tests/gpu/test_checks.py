@@ -10,6 +10,7 @@ from tests.gpu.checks import CHECKS, ON_CPU, Verdict, run
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_every_check_runs(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("gpu")
