@@ -66,6 +66,20 @@ def test_what_may_change_may_change(begun: RunFolder, make_recipe: Callable[...,
     assert begun.recipe() == changed
 
 
+def test_the_last_epoch_of_a_search_by_halving_may_only_grow(make_recipe: Callable[..., Recipe]) -> None:
+    def halving(max_epochs: int) -> Recipe:
+        search = {"scheduler": "halving", "max_epochs": max_epochs}
+        return make_recipe(search=search).model_copy(update={"name": "halving"})
+
+    run = RunFolder.of(halving(3))
+    run.begin(halving(3), "fingerprint", SPLIT)
+    run.trial("crack", 0).write_record(record("crack", 0))
+    run.begin(halving(9), "fingerprint", SPLIT)
+    assert run.recipe().search.max_epochs == 9
+    with pytest.raises(BadInput, match=r"search\.max_epochs: was 9 .* is 8 now"):
+        run.begin(halving(8), "fingerprint", SPLIT)
+
+
 def test_null_differs_from_an_absent_field(begun: RunFolder, make_recipe: Callable[..., Recipe]) -> None:
     task = make_recipe().dump()["tasks"]["crack"]
     del task["default"]["weights"]  # was null, which means random; now torchvision's
