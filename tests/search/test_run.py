@@ -95,7 +95,8 @@ def test_tensorboard_compares_hyperparameters(finished: RunFolder) -> None:
         assert shown["task"].string_value == record.task
         given = {name: value for name, value in record.config.model_dump(mode="json").items() if value is not None}
         values = {name: value.string_value or value.number_value for name, value in shown.items()}
-        assert values == {"task": record.task, "number": record.number} | given
+        epochs = finished.recipe().search.max_epochs
+        assert values == {"task": record.task, "number": record.number, "epochs": epochs} | given
         summed = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
         metrics = HParamsPluginData.FromString(summed).experiment.metric_infos
         assert {"ray/tune/val_f1", "ray/tune/val_average_precision"} <= {metric.name.tag for metric in metrics}
