@@ -142,7 +142,6 @@ def read_ledger(run: RunFolder) -> Ledger:
 def status(ledger: Ledger) -> RenderableType:
     """Return the table of a ledger that was read from a folder, and what to do next."""
     lines = []
-    counts = ledger.counts()
     if ledger.clock.is_alive:
         lines.append("A search is running.")
     elif ledger.complete():
@@ -150,7 +149,7 @@ def status(ledger: Ledger) -> RenderableType:
     elif ledger.out_of_time:
         lines.append(OUT_OF_TIME)
     else:
-        waiting = int((counts.budget - counts.begun).clip(lower=0).sum() + counts.unfinished.sum())
+        waiting = sum(ledger.left(task) for task in ledger.tasks)
         lines.append(f"Not running; {waiting} trials are left: ovr-ray tune with the same recipe resumes.")
     lost = [trial for trial in ledger.every() if trial.status.is_lost]
     lines += [f"{trial.folder.name} {trial.status}: {trial.reason}" for trial in lost]
